@@ -1,0 +1,34 @@
+"""From DFT results to an ACE interatomic potential, with pacemaker. Start reading at `job.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mlip_pace.dataset import atoms_to_dataframe
+    from mlip_pace.job import learn
+    from mlip_pace.pacemaker import PacemakerRunner
+    from mlip_pace.potential import Potential, load_calculator
+    from mlip_pace.settings import TrainingSettings as TrainingConfig
+
+_HOME = {
+    "atoms_to_dataframe": "dataset",
+    "learn": "job",
+    "PacemakerRunner": "pacemaker",
+    "Potential": "potential",
+    "load_calculator": "potential",
+    "TrainingConfig": "settings",
+}
+__all__ = ["PacemakerRunner", "Potential", "TrainingConfig", "atoms_to_dataframe", "learn", "load_calculator"]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that `mlip-pace settings` starts without pandas and ASE."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'mlip_pace' has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(f"mlip_pace.{_HOME[name]}")
+    return getattr(module, "TrainingSettings" if name == "TrainingConfig" else name)

@@ -1,0 +1,81 @@
+"""One exception for each exit code (docs/contract.md, section 5).
+
+Each carries `message` (what is wrong and where) and `hint` (what to do about it).
+"""
+
+from __future__ import annotations
+
+
+class JobError(Exception):
+    """Ends the job with `code`; `resumable` says whether the same command can succeed later or elsewhere."""
+
+    code = 70
+    reason = "bug"
+    resumable = False
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class SettingsError(JobError):
+    code, reason = 64, "settings"
+
+
+class DataError(JobError):
+    code, reason = 65, "data"
+
+
+class NoInputError(JobError):
+    code, reason = 66, "no-input"
+
+
+class DeviceError(JobError):
+    code, reason, resumable = 69, "device", True
+
+
+class ToolError(JobError):
+    code, reason = 70, "tool-failed"
+
+
+class OutputError(JobError):
+    code, reason = 73, "output-not-writable"
+
+
+class StorageError(JobError):
+    code, reason, resumable = 74, "storage", True
+
+
+class BusyError(JobError):
+    code, reason, resumable = 75, "busy", True
+
+
+class UnsafeError(JobError):
+    code, reason = 77, "unsafe"
+
+
+class OtherResultError(JobError):
+    code, reason = 78, "other-result"
+
+
+class DivergedError(JobError):
+    code, reason = 80, "diverged"
+
+
+class GateError(JobError):
+    code, reason = 81, "quality-gate"
+
+
+class TimeLimitError(JobError):
+    code, reason, resumable = 124, "time-limit", True
+
+
+class SignalError(JobError):
+    """Stopped by a signal; exit code 128 + its number."""
+
+    reason, resumable = "signal", True
+
+    def __init__(self, number: int, name: str) -> None:
+        super().__init__(f"stopped by {name}; progress is kept", "run the same command again to continue")
+        self.code = 128 + number

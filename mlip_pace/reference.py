@@ -1,0 +1,256 @@
+"""The reference potential: ZBL or Lennard-Jones, in exactly LAMMPS's functional forms.
+
+ACE learns E_DFT - E0 - E_ref, so that the repulsion at short distances comes from physics, not from extrapolation.
+Energies in eV, distances in Å, forces in eV/Å, stress in eV/Å^3 (tension positive, as ASE).
+
+Both forms are switched off smoothly between `inner` (r1) and `outer` (r2): for r1 < r < r2 a cubic/quartic
+S(r) = A/3 (r - r1)^3 + B/4 (r - r1)^4 + C is added, for r < r1 only C, so that energy, force and curvature vanish at r2:
+
+    A = (-3 E'(r2) + (r2 - r1) E''(r2)) / (r2 - r1)^2
+    B = ( 2 E'(r2) - (r2 - r1) E''(r2)) / (r2 - r1)^3
+    C = -E(r2) + (r2 - r1)/2 E'(r2) - (r2 - r1)^2/12 E''(r2)
+
+- `zbl`: J. F. Ziegler, J. P. Biersack, U. Littmark, The Stopping and Range of Ions in Matter (1985); LAMMPS `pair_style zbl`.
+- `lj`: 4 ε ((σ/r)^12 - (σ/r)^6); LAMMPS `pair_style lj/gromacs`.
+
+Automatic parameters: `outer` is 0.85 of the shortest bond length, `inner` half of `outer`. The bond length is the nearest
+neighbour distance in the structure of lowest energy of each composition. For `lj`, σ puts the minimum at the bond length of
+the pair (σ = d/2^(1/6)) and ε is the well depth that gives an fcc crystal the lowest energy of the data (E = -8.61 ε per atom,
+Kittel, Introduction to Solid State Physics, ch. 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
+from matscipy.neighbours import neighbour_list
+
+from mlip_pace.errors import DataError
+from mlip_pace.settings import ReferenceSettings
+
+Array = npt.NDArray[np.float64]
+
+# e^2/(4 pi eps0) in eV Å, with the digits that LAMMPS has for `units metal` (force->qqr2e).
+COULOMB = 14.399645
+ZBL_PREFACTOR, ZBL_EXPONENT = 0.46850, 0.23
+ZBL_C = np.array([0.02817, 0.28022, 0.50986, 0.18175])
+ZBL_D = np.array([0.20162, 0.40290, 0.94229, 3.19980])
+
+# What pacemaker accepts without changing the energies on its own (docs/design.md), eV/atom.
+LOWEST_TARGET, HIGHEST_TARGET = -20.0, 250.0
+
+
+def pair_name(first: str, second: str) -> str:
+    """`Al-Mg` for either order of the two elements."""
+    return "-".join(sorted((first, second)))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference potential with every parameter fixed; `epsilon` (eV) and `sigma` (Å) by pair name, for `lj` only."""
+
+    kind: str = "none"
+    inner: float = 0.0
+    outer: float = 0.0
+    epsilon: dict[str, float] = field(default_factory=dict)
+    sigma: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def form(self) -> str:
+        """LAMMPS's name of the functional form."""
+        return {"zbl": "zbl", "lj": "lj/gromacs", "none": "none"}[self.kind]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the sidecar holds; `Reference.from_dict` reads it back."""
+        if self.kind == "none":
+            return {"kind": "none", "form": "none", "requires_overlay": False}
+        return {**asdict(self), "form": self.form, "requires_overlay": True}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Reference:
+        names = ("kind", "inner", "outer", "epsilon", "sigma")
+        return cls(**{name: stored[name] for name in names if name in stored})
+
+    def pair(self, first: str, second: str, r: Array) -> tuple[Array, Array]:
+        """Energy (eV) and its derivative (eV/Å) of one pair of atoms at the distances `r` (Å), any shape."""
+        r = np.asarray(r, dtype=float)
+        if self.kind == "none":
+            return np.zeros_like(r), np.zeros_like(r)
+        energy, slope, curvature = self._bare(first, second, np.array([self.outer]))
+        width = self.outer - self.inner
+        a = ((-3 * slope + width * curvature) / width**2).item()
+        b = ((2 * slope - width * curvature) / width**3).item()
+        c = (-energy + width / 2 * slope - width**2 / 12 * curvature).item()
+        energy, slope, _ = self._bare(first, second, r)
+        t = np.clip(r - self.inner, 0.0, None)
+        inside = r < self.outer
+        return (
+            np.where(inside, energy + a / 3 * t**3 + b / 4 * t**4 + c, 0.0),
+            np.where(inside, slope + a * t**2 + b * t**3, 0.0),
+        )
+
+    def _bare(self, first: str, second: str, r: Array) -> tuple[Array, Array, Array]:
+        """Energy, first and second derivative without switching."""
+        if self.kind == "zbl":
+            zi, zj = atomic_numbers[first], atomic_numbers[second]
+            screening = (zi**ZBL_EXPONENT + zj**ZBL_EXPONENT) / ZBL_PREFACTOR
+            terms = ZBL_C * np.exp(-ZBL_D * screening * r[..., None])
+            rates = -ZBL_D * screening
+            phi, dphi, d2phi = terms.sum(-1), (terms * rates).sum(-1), (terms * rates**2).sum(-1)
+            strength = zi * zj * COULOMB
+            return (
+                strength * phi / r,
+                strength * (dphi - phi / r) / r,
+                strength * (d2phi - 2 * dphi / r + 2 * phi / r**2) / r,
+            )
+        name = pair_name(first, second)
+        epsilon, s6 = self.epsilon[name], (self.sigma[name] / r) ** 6
+        return (
+            4 * epsilon * (s6**2 - s6),
+            -24 * epsilon * (2 * s6**2 - s6) / r,
+            24 * epsilon * (26 * s6**2 - 7 * s6) / r**2,
+        )
+
+    def evaluate(self, atoms: Atoms) -> tuple[float, Array, Array | None]:
+        """Energy (eV), forces (n, 3) in eV/Å, stress (3, 3) in eV/Å^3; no stress without a three-dimensional cell."""
+        forces, virial, total = np.zeros((len(atoms), 3)), np.zeros((3, 3)), 0.0
+        if self.kind != "none" and len(atoms):
+            i, j, distance, vector = neighbour_list("ijdD", atoms, self.outer)
+            numbers = atoms.numbers
+            # Each bond is listed from both ends; the energy of one listing is half of the pair's.
+            for zi, zj in {(int(zi), int(zj)) for zi, zj in zip(numbers[i], numbers[j], strict=True)}:
+                bonds = (numbers[i] == zi) & (numbers[j] == zj)
+                energy, slope = self.pair(chemical_symbols[zi], chemical_symbols[zj], distance[bonds])
+                total += float(energy.sum()) / 2
+                pull = (slope / distance[bonds])[:, None] * vector[bonds]
+                np.add.at(forces, i[bonds], pull)
+                virial += pull.T @ vector[bonds] / 2
+        return total, forces, virial / atoms.get_volume() if atoms.cell.rank == 3 else None
+
+
+def bond_lengths(frames: pd.DataFrame, cutoff: float) -> dict[str, float]:
+    """Nearest-neighbour distance (Å) of each element pair in the lowest-energy structures of the compositions."""
+    energy = frames.energy_dft / frames.ase_atoms.map(len)
+    lowest = energy.groupby(frames.ase_atoms.map(_composition)).idxmin()
+    return shortest_distances(frames.ase_atoms[lowest], cutoff)
+
+
+def _composition(atoms: Atoms) -> str:
+    return str(atoms.symbols.formula.reduce()[0])
+
+
+def shortest_distances(structures: Iterable[Atoms], cutoff: float) -> dict[str, float]:
+    """Shortest distance (Å) of each element pair within `cutoff` (Å) over all structures, by pair name."""
+    shortest: dict[str, float] = {}
+    for atoms in structures:
+        i, j, distance = neighbour_list("ijd", atoms, cutoff)
+        numbers = np.sort(np.stack([atoms.numbers[i], atoms.numbers[j]], axis=1), axis=1)
+        for zi, zj in np.unique(numbers, axis=0):
+            nearest = float(distance[(numbers == (zi, zj)).all(axis=1)].min())
+            name = pair_name(chemical_symbols[zi], chemical_symbols[zj])
+            shortest[name] = min(nearest, shortest.get(name, np.inf))
+    return dict(sorted(shortest.items()))
+
+
+def choose(settings: ReferenceSettings, frames: pd.DataFrame, cutoff: float) -> Reference:
+    """The reference potential for these structures, automatic parameters filled in (module docstring says how).
+
+    `frames` has `ase_atoms`, `energy_dft` (eV) and `energy_atoms` (eV, the sum of E0); `cutoff` (Å) bounds the search for
+    bonds. Raises `DataError` if the settings contradict each other or no bond is found.
+    """
+    if settings.kind == "none":
+        return Reference()
+    bonds = bond_lengths(frames, cutoff)
+    if not bonds:
+        raise DataError(
+            f"no two atoms are closer than the cutoff of {cutoff} Å, so the reference potential has no bond length to go by",
+            "set MLIP_PACE_REFERENCE_OUTER, or MLIP_PACE_REFERENCE_KIND=none, or check the units of the positions",
+        )
+    outer = 0.85 * min(bonds.values()) if settings.outer == "auto" else settings.outer
+    inner = 0.5 * outer if settings.inner == "auto" else settings.inner
+    if inner >= outer:
+        raise DataError(
+            f"the reference's inner radius {inner} Å is not below its outer radius {outer:.3f} Å (0.85 of the shortest bond)",
+            "set MLIP_PACE_REFERENCE_OUTER too, or leave MLIP_PACE_REFERENCE_INNER out",
+        )
+    if settings.kind == "zbl":
+        return Reference("zbl", inner, outer)
+    elements = sorted({symbol for atoms in frames.ase_atoms for symbol in atoms.symbols})
+    pairs = [pair_name(*pair) for pair in combinations_with_replacement(elements, 2)]
+    cohesive = max(0.0, -float(((frames.energy_dft - frames.energy_atoms) / frames.ase_atoms.map(len)).min()))
+    automatic_sigma = {pair: bonds.get(pair, min(bonds.values())) / 2 ** (1 / 6) for pair in pairs}
+    return Reference(
+        "lj",
+        inner,
+        outer,
+        _by_pair("EPSILON", settings.epsilon, dict.fromkeys(pairs, cohesive / 8.61 or 0.1)),
+        _by_pair("SIGMA", settings.sigma, automatic_sigma),
+    )
+
+
+def _by_pair(name: str, given: str | float | dict[str, float], automatic: dict[str, float]) -> dict[str, float]:
+    if given == "auto":
+        return automatic
+    if not isinstance(given, dict):
+        return dict.fromkeys(automatic, float(given))
+    missing = sorted(set(automatic) - set(given))
+    if missing:
+        raise DataError(
+            f"MLIP_PACE_REFERENCE_{name} has no value for {', '.join(missing)}", "give one for every pair of elements"
+        )
+    return {pair: given[pair] for pair in automatic}
+
+
+def subtract(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
+    """`frames` with `energy_corrected` (eV) and `forces` (n, 3) eV/Å: what is left for ACE to learn.
+
+    Raises `DataError` where the rest is beyond what pacemaker takes without changing it by itself.
+    """
+    references = [reference.evaluate(atoms) for atoms in frames.ase_atoms]
+    target = frames.copy()
+    target["energy_corrected"] = frames.energy_dft - frames.energy_atoms - [energy for energy, _, _ in references]
+    target["forces"] = [dft - ref for dft, (_, ref, _) in zip(frames.forces_dft, references, strict=True)]
+    per_atom = target.energy_corrected / frames.ase_atoms.map(len)
+    for extreme, row in ((per_atom.min(), per_atom.idxmin()), (per_atom.max(), per_atom.idxmax())):
+        if not LOWEST_TARGET <= extreme <= HIGHEST_TARGET:
+            raise DataError(
+                f"{frames.source[row]}: {extreme:.4g} eV/atom are left for ACE to learn, which is outside "
+                f"{LOWEST_TARGET:g}…{HIGHEST_TARGET:g}",
+                "check MLIP_PACE_DATA_E0 (isolated atoms in the data, or auto), the units of the energies and, for lj, that "
+                "its wall is not inside the data; MLIP_PACE_DATA_MAX_ENERGY leaves high energies out",
+            )
+    return target
+
+
+def size_at_bonds(reference: Reference, frames: pd.DataFrame) -> float:
+    """Largest |E_ref| (eV/atom) in the lowest-energy structures: should be small, bonds are ACE's business."""
+    energy = frames.energy_dft / frames.ase_atoms.map(len)
+    lowest = frames.ase_atoms[energy.groupby(frames.ase_atoms.map(_composition)).idxmin()]
+    return max(abs(reference.evaluate(atoms)[0]) / len(atoms) for atoms in lowest)
+
+
+def lammps_commands(reference: Reference, elements: list[str], potential: str) -> list[str]:
+    """`pair_style` and `pair_coeff` lines of ACE + reference; atom types are the elements in the given order."""
+    names = " ".join(elements)
+    if reference.kind == "none":
+        return ["pair_style pace product", f"pair_coeff * * {potential} {names}"]
+    lines = [
+        f"pair_style hybrid/overlay pace product {reference.form} {reference.inner:.10g} {reference.outer:.10g}",
+        f"pair_coeff * * pace {potential} {names}",
+    ]
+    for (i, first), (j, second) in combinations_with_replacement(enumerate(elements, 1), 2):
+        if reference.kind == "zbl":
+            parameters = f"{atomic_numbers[first]} {atomic_numbers[second]}"
+        else:
+            name = pair_name(first, second)
+            parameters = f"{reference.epsilon[name]:.10g} {reference.sigma[name]:.10g}"
+        lines.append(f"pair_coeff {i} {j} {reference.form} {parameters}")
+    return lines

@@ -1,0 +1,369 @@
+"""Every setting: environment variables `MLIP_PACE_<GROUP>_<FIELD>`, one group for each stage.
+
+Precedence: the environment, `MLIP_PACE_<GROUP>_<FIELD>_FILE` (the value is read from that file), the YAML file named by
+`MLIP_PACE_CONFIG` (same groups and fields), the default. All errors are reported at once. Units: eV, Å, s.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+from mlip_pace.errors import SettingsError
+
+PREFIX = "MLIP_PACE_"
+DEFAULT_CONFIG = Path("/config/mlip-pace.yaml")
+# What Kubernetes injects for a service that happens to be called mlip-pace-…
+_KUBERNETES = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT(_.*)?)$")
+
+# fmt: off
+ELEMENTS = """H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr
+Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl
+Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr""".split()
+# fmt: on
+
+
+def _split(value: Any) -> Any:
+    return [item for item in re.split(r"[,\s]+", value.strip()) if item] if isinstance(value, str) else value
+
+
+def _elements(value: Any) -> Any:
+    symbols = _split(value)
+    unknown = [str(symbol) for symbol in symbols or [] if symbol not in ELEMENTS]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no chemical element; symbols such as Al or Mg are expected")
+    return sorted(set(symbols)) if symbols else None
+
+
+def _per_key(value: Any) -> Any:
+    """`Al:-0.12,Cu:-0.2` as a dict; anything else unchanged."""
+    if not isinstance(value, str) or ":" not in value:
+        return value
+    pairs = [item.partition(":") for item in _split(value)]
+    return {key.strip(): number for key, _, number in pairs}
+
+
+def _e0(value: Any) -> Any:
+    value = _per_key(value)
+    if isinstance(value, dict):
+        _elements(list(value))
+    elif value not in ("auto", "none"):
+        raise ValueError("auto, none, or energies of atoms in eV such as Al:-0.12,Cu:-0.2")
+    return value
+
+
+def _per_pair(value: Any) -> Any:
+    """Pairs written `Al-Cu:0.3`, in either order, as `{"Al-Cu": 0.3}` with the symbols sorted."""
+    value = _per_key(value)
+    if not isinstance(value, dict):
+        return value
+    result = {}
+    for pair, number in value.items():
+        symbols = pair.split("-")
+        if len(symbols) != 2:
+            raise ValueError(f"{pair!r}: a pair of elements such as Al-Cu is expected")
+        _elements(symbols)
+        result["-".join(sorted(symbols))] = number
+    return result
+
+
+def _duration(value: Any) -> Any:
+    """Seconds from `90`, `2h30m`, `1d12h`, `45s`."""
+    if not isinstance(value, str) or re.fullmatch(r"[0-9.]+", value):
+        return value
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value.strip())
+    if not value.strip() or match is None:
+        raise ValueError("seconds, or a duration such as 2h30m")
+    return sum(int(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+
+
+def _ladder(steps: list[float] | None) -> list[float] | None:
+    if steps is not None and (len(steps) not in (1, 2) or any(s <= 0 or (s >= 1 and s % 1) for s in steps)):
+        raise ValueError("a whole number, a fraction below 1, or one of each, such as 10,0.02, is expected")
+    return steps
+
+
+Elements = Annotated[list[str] | None, NoDecode, BeforeValidator(_elements)]
+E0 = Annotated[Literal["auto", "none"] | dict[str, float], NoDecode, BeforeValidator(_e0)]
+PerPair = Annotated[Literal["auto"] | float | dict[str, float], NoDecode, BeforeValidator(_per_pair)]
+LadderStep = Annotated[list[float] | None, NoDecode, BeforeValidator(_split), AfterValidator(_ladder)]
+Positive = Annotated[float, Field(gt=0)]
+AutoOrPositive = Literal["auto"] | Positive
+
+
+def setting(default: Any, meaning: str, unit: str = "", **limits: Any) -> Any:
+    return Field(default, description=meaning, json_schema_extra={"unit": unit}, **limits)
+
+
+class Group(BaseSettings):
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, env_ignore_empty=True)
+
+
+class DataSettings(Group):
+    model_config = SettingsConfigDict(env_prefix=PREFIX + "DATA_")
+    path: str = setting("/data", "a file, a directory (searched recursively) or a glob")
+    test_path: str | None = setting(None, "separate test data, same rules")
+    test_fraction: float = setting(0.05, "held out of PATH, by group, if there is no TEST_PATH", ge=0, lt=1)
+    energy_key: str = setting("auto", "key of the energy in extended XYZ, .db, .json")
+    forces_key: str = setting("auto", "key of the forces")
+    stress_key: str = setting("auto", "key of the stress")
+    e0: E0 = setting("auto", "`auto` (isolated atoms, else least squares), `none`, or `Al:-0.12,Cu:-0.2`", "eV")
+    max_force: Positive | None = setting(None, "leave out structures with a larger force on an atom", "eV/Å")
+    max_energy: Positive | None = setting(None, "leave out structures further above the lowest energy", "eV/atom")
+    max_rejected: float = setting(0.05, "fraction of structures that may be unusable before the job is refused", ge=0, le=1)
+
+
+class ReferenceSettings(Group):
+    model_config = SettingsConfigDict(env_prefix=PREFIX + "REFERENCE_")
+    kind: Literal["zbl", "lj", "none"] = setting("zbl", "reference potential that is subtracted before the fit")
+    inner: AutoOrPositive = setting("auto", "inner switching radius; auto: half of OUTER", "Å")
+    outer: AutoOrPositive = setting("auto", "outer switching radius; auto: 0.85 of the shortest bond length", "Å")
+    epsilon: PerPair = setting("auto", "for `lj`: one value or `Al-Mg:0.1,…`", "eV")
+    sigma: PerPair = setting("auto", "for `lj`: one value or `Al-Mg:2.5,…`", "Å")
+
+    @field_validator("outer")
+    @classmethod
+    def _beyond_inner(cls, outer: Any, info: ValidationInfo) -> Any:
+        inner = info.data.get("inner")
+        if isinstance(inner, float) and isinstance(outer, float) and inner >= outer:
+            raise ValueError(f"more than {PREFIX}REFERENCE_INNER={inner} is expected")
+        return outer
+
+
+class BasisSettings(Group):
+    model_config = SettingsConfigDict(env_prefix=PREFIX + "BASIS_")
+    elements: Elements = setting(None, "elements of the potential; none: those of the data")
+    cutoff: float = setting(5.0, "cutoff radius", "Å", gt=1, le=15)
+    functions: int = setting(300, "number of functions per element", ge=1, le=20000)
+    body_order: int = setting(5, "highest body order (central atom included)", ge=2, le=7)
+    embedding: Literal["linear", "finnis-sinclair"] = setting(
+        "finnis-sinclair", "`linear`: E = ρ; `finnis-sinclair`: two densities, E = ρ1 + sqrt(ρ2)")
+
+
+class SelectionSettings(Group):
+    model_config = SettingsConfigDict(env_prefix=PREFIX + "SELECTION_")
+    method: Literal["doptimal", "none"] = setting("doptimal", "choice of the training structures before the fit")
+    max_structures: int | None = setting(None, "choose at most this many", ge=1)
+
+
+class TrainingSettings(Group):
+    model_config = SettingsConfigDict(env_prefix=PREFIX + "TRAINING_")
+    kappa: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = setting(
+        0.3, "weight of forces against energies; `auto`: from their variances")
+    max_epochs: int = setting(500, "optimiser iterations (of each ladder step, if there is a ladder)", ge=1)
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "structures in a batch")
+    ladder_step: LadderStep = setting(None, "grow the basis in steps: a number, a fraction, or both (`10,0.02`)")
+    ladder_type: Literal["body_order", "power_order"] = setting("body_order", "order in which the ladder adds functions")
+    weighting: Literal["uniform", "energy"] = setting("uniform", "`energy`: low-energy structures weigh more")
+    optimizer: Literal["BFGS", "L-BFGS-B"] = setting("BFGS", "SciPy's minimiser")
+    l1: float = setting(1e-8, "L1 regularisation of the function coefficients", ge=0)
+    l2: float = setting(1e-8, "L2 regularisation of the function coefficients", ge=0)
+    early_stopping_patience: int = setting(50, "iterations without gain before the fit ends", ge=1)
+    early_stopping_gain: float = setting(
+        1e-4, "relative gain of the training loss per iteration that counts; 0 turns early stopping off", ge=0)
+    display_step: int = setting(20, "iterations between looks at the test set", ge=1)
+    seed: int = setting(42, "seed of the split and of pacemaker", ge=0, lt=2**32)
+    override: Path | None = setting(None, "YAML file that is merged into pacemaker's input.yaml")
+
+
+class EvaluateSettings(Group):
+    model_config = SettingsConfigDict(env_prefix=PREFIX + "EVALUATE_")
+    max_energy_rmse: Positive | None = setting(None, "quality gate on the test set (exit code 81)", "eV/atom")
+    max_forces_rmse: Positive | None = setting(None, "quality gate on the test set (exit code 81)", "eV/Å")
+
+
+class OutputSettings(Group):
+    model_config = SettingsConfigDict(env_prefix=PREFIX + "OUTPUT_")
+    path: Path = setting(Path("/out"), "where the results go")
+    overwrite: bool = setting(False, "replace the result of other inputs; the old one is kept aside")
+
+
+class RunSettings(Group):
+    model_config = SettingsConfigDict(env_prefix=PREFIX + "RUN_")
+    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where pacemaker computes")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "threads of the training; auto: CPU affinity")
+    log_format: Literal["auto", "text", "json"] = setting("auto", "auto: text on a terminal, JSON lines otherwise")
+
+
+class Settings(BaseModel):
+    """All groups, and where each value came from (`{"DATA_PATH": "environment", ...}`)."""
+
+    data: DataSettings = Field(default_factory=DataSettings.model_construct)
+    reference: ReferenceSettings = Field(default_factory=ReferenceSettings.model_construct)
+    basis: BasisSettings = Field(default_factory=BasisSettings.model_construct)
+    selection: SelectionSettings = Field(default_factory=SelectionSettings.model_construct)
+    training: TrainingSettings = Field(default_factory=TrainingSettings.model_construct)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings.model_construct)
+    output: OutputSettings = Field(default_factory=OutputSettings.model_construct)
+    run: RunSettings = Field(default_factory=RunSettings.model_construct)
+    origins: dict[str, str] = Field(default_factory=dict)
+
+
+GROUPS: dict[str, type[Group]] = {
+    name: field.annotation for name, field in Settings.model_fields.items() if name != "origins"  # type: ignore[misc]
+}
+
+
+def variables() -> list[str]:
+    """Every known variable name, with those that name files."""
+    names = [f"{PREFIX}{group.upper()}_{field.upper()}" for group, cls in GROUPS.items() for field in cls.model_fields]
+    return [*names, *(name + "_FILE" for name in names), PREFIX + "CONFIG"]
+
+
+class _Given:
+    """Reads the three sources and collects every complaint before giving up."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.errors: list[str] = []
+        self.config, self.config_path = self._read_config()
+        self._refuse_unknown_names()
+
+    def _read_config(self) -> tuple[dict[str, Any], str]:
+        named = self.environ.get(PREFIX + "CONFIG")
+        path = Path(named) if named else DEFAULT_CONFIG
+        if not named and not path.is_file():
+            return {}, ""
+        try:
+            content = yaml.safe_load(path.read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            self.errors.append(f"{PREFIX}CONFIG={path}: cannot be read: {str(error).splitlines()[0]}")
+            return {}, ""
+        if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+            self.errors.append(f"{path}: expected groups ({', '.join(GROUPS)}) with fields in them")
+            return {}, ""
+        for group, fields in content.items():
+            if group not in GROUPS:
+                self.errors.append(f"{path}: unknown group {group!r}{_suggestion(str(group), list(GROUPS))}")
+                continue
+            for field in fields:
+                if field not in GROUPS[group].model_fields:
+                    known = list(GROUPS[group].model_fields)
+                    self.errors.append(f"{path}: unknown field {group}.{field}{_suggestion(str(field), known)}")
+        return content, str(path)
+
+    def _refuse_unknown_names(self) -> None:
+        known = variables()
+        for name in sorted(self.environ):
+            if name.startswith(PREFIX) and name not in known and not _KUBERNETES.search(name):
+                self.errors.append(f"unknown variable {name}{_suggestion(name, known)}")
+
+    def values(self, group: str, cls: type[Group]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The values given for a group, not yet validated, and the source of each."""
+        from_environment = EnvSettingsSource(cls)
+        from_environment.env_vars = {name.lower(): value for name, value in self.environ.items()}
+        environment = from_environment()
+        values, origins = {}, {}
+        for field in cls.model_fields:
+            name = f"{PREFIX}{group.upper()}_{field.upper()}"
+            file = self.environ.get(name + "_FILE")
+            if file and self.environ.get(name):
+                self.errors.append(f"{name} and {name}_FILE are both given; keep one of them")
+            if field in environment:
+                values[field], origins[field] = environment[field], "environment"
+            elif file:
+                try:
+                    values[field], origins[field] = Path(file).read_text().strip(), f"file {file}"
+                except (OSError, UnicodeDecodeError) as error:
+                    self.errors.append(f"{name}_FILE={file}: cannot be read: {error}")
+            elif field in self.config.get(group, {}):
+                values[field], origins[field] = self.config[group][field], f"config {self.config_path}"
+            value = values.get(field)
+            if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+                self.errors.append(f"{name}={value}: the quotes are part of the value; docker --env-file keeps them, leave them out")
+                del values[field]
+        return values, origins
+
+
+def load(environ: Mapping[str, str] | None = None, **given: Mapping[str, Any]) -> Settings:
+    """Settings from the environment, overridden by keyword groups (`basis={"functions": 100}`), as `learn` takes them.
+
+    Raises `SettingsError` with every complaint, one a line.
+    """
+    sources = _Given(os.environ if environ is None else environ)
+    groups: dict[str, Group] = {}
+    all_origins = {}
+    for unknown in set(given) - set(GROUPS):
+        sources.errors.append(f"unknown group {unknown!r}{_suggestion(unknown, list(GROUPS))}")
+    for group, cls in GROUPS.items():
+        values, origins = sources.values(group, cls)
+        for field, value in given.get(group, {}).items():
+            values[field], origins[field] = value, "argument"
+        try:
+            groups[group] = cls.model_validate(values)
+        except ValidationError as error:
+            sources.errors += _complaints(group, error)
+        for field in cls.model_fields:
+            all_origins[f"{group.upper()}_{field.upper()}"] = origins.get(field, "default")
+    if sources.errors:
+        raise SettingsError("\n".join(sources.errors), "`mlip-pace settings` lists every variable with its meaning")
+    return Settings(**groups, origins=all_origins)  # type: ignore[arg-type]
+
+
+def _complaints(group: str, error: ValidationError) -> list[str]:
+    """One readable line for each field: the variable, its value, what is allowed."""
+    by_field: dict[str, list[str]] = {}
+    values: dict[str, Any] = {}
+    for item in error.errors():
+        field = str(item["loc"][0]) if item["loc"] else ""
+        message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        by_field.setdefault(field, []).append(message)
+        values.setdefault(field, item["input"])
+    lines = []
+    for field, messages in by_field.items():
+        allowed = " or ".join(dict.fromkeys(messages))
+        name = f"{PREFIX}{group.upper()}_{field.upper()}={values[field]}: " if field else ""
+        lines.append(name + (allowed if not field or "expected" in allowed else f"allowed: {allowed}"))
+    return lines
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
+
+
+def rows() -> list[tuple[str, str, str, str, str]]:
+    """`(variable, type, default, unit, meaning)` of every setting, for `mlip-pace settings` and the README."""
+    result = []
+    for group, cls in GROUPS.items():
+        properties = cls.model_json_schema()["properties"]
+        for field, info in cls.model_fields.items():
+            default = "none" if info.default is None else str(info.default)
+            kind = _kind(properties[field])
+            result.append((f"{PREFIX}{group.upper()}_{field.upper()}", kind, default, properties[field]["unit"],
+                           info.description or ""))
+    return result
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    options = schema.get("anyOf", [schema])
+    names = []
+    for option in options:
+        if "enum" in option or "const" in option:
+            names += [str(v) for v in option.get("enum", [option.get("const")])]
+        elif option.get("type") == "array":
+            names.append("list")
+        elif option.get("type") == "object":
+            names.append("name:number,…")
+        elif option.get("type") != "null":
+            names.append({"string": "text", "integer": "whole number", "boolean": "yes/no"}.get(option["type"], option["type"]))
+    return ", ".join(names)
+
+
+def json_schema() -> dict[str, Any]:
+    """A JSON schema of the YAML file: one object for each group."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mlip-pace settings",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {group: cls.model_json_schema() for group, cls in GROUPS.items()},
+    }
