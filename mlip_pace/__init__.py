@@ -20,6 +20,7 @@ _HOME = {
     "Potential": "potential",
     "load_calculator": "potential",
     "TrainingConfig": "settings",
+    "after_iteration": "checkpoint",  # pacemaker looks its callback up as an attribute of the package
 }
 __all__ = ["PacemakerRunner", "Potential", "TrainingConfig", "atoms_to_dataframe", "learn", "load_calculator"]
 

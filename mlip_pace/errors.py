@@ -1,6 +1,6 @@
 """One exception for each exit code (docs/contract.md, section 5).
 
-Each carries `message` (what is wrong and where) and `hint` (what to do about it).
+Each carries `message` (what is wrong and where), `hint` (what to do about it) and `detail` (the end of a tool's log).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ class JobError(Exception):
     reason = "bug"
     resumable = False
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", detail: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.detail = detail
 
 
 class SettingsError(JobError):

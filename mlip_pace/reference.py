@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import combinations_with_replacement
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from matscipy.neighbours import neighbour_list
 
+from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, TRAIN, save_frame
 from mlip_pace.errors import DataError
 from mlip_pace.settings import ReferenceSettings
 
@@ -46,6 +48,7 @@ ZBL_D = np.array([0.20162, 0.40290, 0.94229, 3.19980])
 
 # What pacemaker accepts without changing the energies on its own (docs/design.md), eV/atom.
 LOWEST_TARGET, HIGHEST_TARGET = -20.0, 250.0
+LARGE_AT_BONDS = 0.1  # eV/atom: a tenth of a weak bond
 
 
 def pair_name(first: str, second: str) -> str:
@@ -138,9 +141,9 @@ class Reference:
 
 def bond_lengths(frames: pd.DataFrame, cutoff: float) -> dict[str, float]:
     """Nearest-neighbour distance (Å) of each element pair in the lowest-energy structures of the compositions."""
-    energy = frames.energy_dft / frames.ase_atoms.map(len)
-    lowest = energy.groupby(frames.ase_atoms.map(_composition)).idxmin()
-    return shortest_distances(frames.ase_atoms[lowest], cutoff)
+    energy = frames[ENERGY] / frames[ATOMS].map(len)
+    lowest = energy.groupby(frames[ATOMS].map(_composition)).idxmin()
+    return shortest_distances(frames[ATOMS][lowest], cutoff)
 
 
 def _composition(atoms: Atoms) -> str:
@@ -174,8 +177,9 @@ def choose(settings: ReferenceSettings, frames: pd.DataFrame, cutoff: float) -> 
             f"no two atoms are closer than the cutoff of {cutoff} Å, so the reference potential has no bond length to go by",
             "set MLIP_PACE_REFERENCE_OUTER, or MLIP_PACE_REFERENCE_KIND=none, or check the units of the positions",
         )
-    outer = 0.85 * min(bonds.values()) if settings.outer == "auto" else settings.outer
-    inner = 0.5 * outer if settings.inner == "auto" else settings.inner
+    # Rounded, so that the file for LAMMPS names the very same numbers.
+    outer = round(0.85 * min(bonds.values()), 6) if settings.outer == "auto" else settings.outer
+    inner = round(0.5 * outer, 6) if settings.inner == "auto" else settings.inner
     if inner >= outer:
         raise DataError(
             f"the reference's inner radius {inner} Å is not below its outer radius {outer:.3f} Å (0.85 of the shortest bond)",
@@ -183,15 +187,15 @@ def choose(settings: ReferenceSettings, frames: pd.DataFrame, cutoff: float) -> 
         )
     if settings.kind == "zbl":
         return Reference("zbl", inner, outer)
-    elements = sorted({symbol for atoms in frames.ase_atoms for symbol in atoms.symbols})
+    elements = sorted({symbol for atoms in frames[ATOMS] for symbol in atoms.symbols})
     pairs = [pair_name(*pair) for pair in combinations_with_replacement(elements, 2)]
-    cohesive = max(0.0, -float(((frames.energy_dft - frames.energy_atoms) / frames.ase_atoms.map(len)).min()))
-    automatic_sigma = {pair: bonds.get(pair, min(bonds.values())) / 2 ** (1 / 6) for pair in pairs}
+    cohesive = max(0.0, -float(((frames[ENERGY] - frames[ENERGY_ATOMS]) / frames[ATOMS].map(len)).min()))
+    automatic_sigma = {pair: round(bonds.get(pair, min(bonds.values())) / 2 ** (1 / 6), 6) for pair in pairs}
     return Reference(
         "lj",
         inner,
         outer,
-        _by_pair("EPSILON", settings.epsilon, dict.fromkeys(pairs, cohesive / 8.61 or 0.1)),
+        _by_pair("EPSILON", settings.epsilon, dict.fromkeys(pairs, round(cohesive / 8.61, 6) or 0.1)),
         _by_pair("SIGMA", settings.sigma, automatic_sigma),
     )
 
@@ -209,20 +213,20 @@ def _by_pair(name: str, given: str | float | dict[str, float], automatic: dict[s
     return {pair: given[pair] for pair in automatic}
 
 
-def subtract(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
+def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
     """`frames` with `energy_corrected` (eV) and `forces` (n, 3) eV/Å: what is left for ACE to learn.
 
     Raises `DataError` where the rest is beyond what pacemaker takes without changing it by itself.
     """
-    references = [reference.evaluate(atoms) for atoms in frames.ase_atoms]
+    references = [reference.evaluate(atoms) for atoms in frames[ATOMS]]
     target = frames.copy()
-    target["energy_corrected"] = frames.energy_dft - frames.energy_atoms - [energy for energy, _, _ in references]
-    target["forces"] = [dft - ref for dft, (_, ref, _) in zip(frames.forces_dft, references, strict=True)]
-    per_atom = target.energy_corrected / frames.ase_atoms.map(len)
+    target["energy_corrected"] = frames[ENERGY] - frames[ENERGY_ATOMS] - [energy for energy, _, _ in references]
+    target["forces"] = [dft - ref for dft, (_, ref, _) in zip(frames[FORCES], references, strict=True)]
+    per_atom = target.energy_corrected / frames[ATOMS].map(len)
     for extreme, row in ((per_atom.min(), per_atom.idxmin()), (per_atom.max(), per_atom.idxmax())):
         if not LOWEST_TARGET <= extreme <= HIGHEST_TARGET:
             raise DataError(
-                f"{frames.source[row]}: {extreme:.4g} eV/atom are left for ACE to learn, which is outside "
+                f"{frames[SOURCE][row]}: {extreme:.4g} eV/atom are left for ACE to learn, which is outside "
                 f"{LOWEST_TARGET:g}…{HIGHEST_TARGET:g}",
                 "check MLIP_PACE_DATA_E0 (isolated atoms in the data, or auto), the units of the energies and, for lj, that "
                 "its wall is not inside the data; MLIP_PACE_DATA_MAX_ENERGY leaves high energies out",
@@ -232,9 +236,24 @@ def subtract(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
 
 def size_at_bonds(reference: Reference, frames: pd.DataFrame) -> float:
     """Largest |E_ref| (eV/atom) in the lowest-energy structures: should be small, bonds are ACE's business."""
-    energy = frames.energy_dft / frames.ase_atoms.map(len)
-    lowest = frames.ase_atoms[energy.groupby(frames.ase_atoms.map(_composition)).idxmin()]
+    energy = frames[ENERGY] / frames[ATOMS].map(len)
+    lowest = frames[ATOMS][energy.groupby(frames[ATOMS].map(_composition)).idxmin()]
     return max(abs(reference.evaluate(atoms)[0]) / len(atoms) for atoms in lowest)
+
+
+def subtract(folder: Path, *, frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float) -> dict[str, Any]:
+    """The stage: write `target.pckl.gzip`; the summary has the reference and the shortest distances (Å) of the training part."""
+    train = frames[frames[SPLIT] == TRAIN]
+    reference = choose(settings, train, cutoff)
+    save_frame(delta(reference, frames), folder / "target.pckl.gzip")
+    shortest = shortest_distances(train[ATOMS], cutoff)
+    warnings = []
+    if (size := size_at_bonds(reference, train)) > LARGE_AT_BONDS:
+        warnings.append(
+            f"the reference potential is {size:.3g} eV/atom at bond lengths; it should act only below them: lower "
+            f"MLIP_PACE_REFERENCE_OUTER (now {reference.outer:g} Å)"
+        )
+    return {"reference": reference.as_dict(), "at_bonds": size, "shortest": shortest, "warnings": warnings}
 
 
 def lammps_commands(reference: Reference, elements: list[str], potential: str) -> list[str]:

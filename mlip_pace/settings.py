@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+from ruamel.yaml import YAML, YAMLError
 
 from mlip_pace.errors import SettingsError
 
@@ -25,9 +25,7 @@ DEFAULT_CONFIG = Path("/config/mlip-pace.yaml")
 _KUBERNETES = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT(_.*)?)$")
 
 # fmt: off
-ELEMENTS = """H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr
-Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl
-Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr""".split()
+ELEMENTS = ["H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W", "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U", "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr"]
 # fmt: on
 
 
@@ -145,7 +143,8 @@ class BasisSettings(Group):
     functions: int = setting(300, "number of functions per element", ge=1, le=20000)
     body_order: int = setting(5, "highest body order (central atom included)", ge=2, le=7)
     embedding: Literal["linear", "finnis-sinclair"] = setting(
-        "finnis-sinclair", "`linear`: E = ρ; `finnis-sinclair`: two densities, E = ρ1 + sqrt(ρ2)")
+        "finnis-sinclair", "`linear`: E = ρ; `finnis-sinclair`: two densities, E = ρ1 + sqrt(ρ2)"
+    )
 
 
 class SelectionSettings(Group):
@@ -157,7 +156,8 @@ class SelectionSettings(Group):
 class TrainingSettings(Group):
     model_config = SettingsConfigDict(env_prefix=PREFIX + "TRAINING_")
     kappa: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = setting(
-        0.3, "weight of forces against energies; `auto`: from their variances")
+        0.3, "weight of forces against energies; `auto`: from their variances"
+    )
     max_epochs: int = setting(500, "optimiser iterations (of each ladder step, if there is a ladder)", ge=1)
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "structures in a batch")
     ladder_step: LadderStep = setting(None, "grow the basis in steps: a number, a fraction, or both (`10,0.02`)")
@@ -168,7 +168,8 @@ class TrainingSettings(Group):
     l2: float = setting(1e-8, "L2 regularisation of the function coefficients", ge=0)
     early_stopping_patience: int = setting(50, "iterations without gain before the fit ends", ge=1)
     early_stopping_gain: float = setting(
-        1e-4, "relative gain of the training loss per iteration that counts; 0 turns early stopping off", ge=0)
+        1e-4, "relative gain of the training loss per iteration that counts; 0 turns early stopping off", ge=0
+    )
     display_step: int = setting(20, "iterations between looks at the test set", ge=1)
     seed: int = setting(42, "seed of the split and of pacemaker", ge=0, lt=2**32)
     override: Path | None = setting(None, "YAML file that is merged into pacemaker's input.yaml")
@@ -208,7 +209,9 @@ class Settings(BaseModel):
 
 
 GROUPS: dict[str, type[Group]] = {
-    name: field.annotation for name, field in Settings.model_fields.items() if name != "origins"  # type: ignore[misc]
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if name != "origins"  # type: ignore[misc]
 }
 
 
@@ -233,8 +236,8 @@ class _Given:
         if not named and not path.is_file():
             return {}, ""
         try:
-            content = yaml.safe_load(path.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = YAML(typ="safe", pure=True).load(path) or {}
+        except (OSError, UnicodeDecodeError, YAMLError) as error:
             self.errors.append(f"{PREFIX}CONFIG={path}: cannot be read: {str(error).splitlines()[0]}")
             return {}, ""
         if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
@@ -278,7 +281,9 @@ class _Given:
                 values[field], origins[field] = self.config[group][field], f"config {self.config_path}"
             value = values.get(field)
             if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-                self.errors.append(f"{name}={value}: the quotes are part of the value; docker --env-file keeps them, leave them out")
+                self.errors.append(
+                    f"{name}={value}: the quotes are part of the value; docker --env-file keeps them, leave them out"
+                )
                 del values[field]
         return values, origins
 
@@ -338,8 +343,9 @@ def rows() -> list[tuple[str, str, str, str, str]]:
         for field, info in cls.model_fields.items():
             default = "none" if info.default is None else str(info.default)
             kind = _kind(properties[field])
-            result.append((f"{PREFIX}{group.upper()}_{field.upper()}", kind, default, properties[field]["unit"],
-                           info.description or ""))
+            result.append(
+                (f"{PREFIX}{group.upper()}_{field.upper()}", kind, default, properties[field]["unit"], info.description or "")
+            )
     return result
 
 

@@ -1,0 +1,105 @@
+"""The program: `mlip-pace run | check | settings | version`. Turns errors into exit codes (docs/contract.md, section 5)."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+from mlip_pace import __version__, settings
+from mlip_pace.errors import JobError, OutputError, SignalError, StorageError, ToolError
+
+# One thread for the linear algebra of our own process: it works on small matrices, and pacemaker has its own setting.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="mlip-pace", description="From DFT results to an ACE interatomic potential.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("run", help="the whole job (the default); settings are MLIP_PACE_* environment variables")
+    commands.add_parser("check", help="read settings and data, print the plan, train nothing")
+    listing = commands.add_parser("settings", help="every setting with its type, default, unit and meaning")
+    listing.add_argument("--json", action="store_true", help="as a JSON schema")
+    commands.add_parser("version", help="the version")
+    given = parser.parse_args(arguments)
+    if given.command == "settings":
+        print(json.dumps(settings.json_schema(), indent=1) if given.json else settings_table())
+        return 0
+    if given.command == "version":
+        print(f"mlip-pace {__version__}")
+        return 0
+    return _job(check_only=given.command == "check")
+
+
+def settings_table() -> str:
+    """Every setting as a Markdown table, as in the README."""
+    lines = ["| variable | type | default | unit | meaning |", "|---|---|---|---|---|"]
+    return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *rest)) + " |" for name, *rest in settings.rows()])
+
+
+def _job(check_only: bool) -> int:
+    from mlip_pace.log import Journal
+
+    for number in STOPPING:
+        signal.signal(number, _stop)
+    style = os.environ.get("MLIP_PACE_RUN_LOG_FORMAT", "auto")
+    journal = Journal(style if style in ("text", "json") else "auto")  # type: ignore[arg-type]
+    try:
+        given = settings.load()
+        from mlip_pace import job
+
+        if check_only:
+            job.check(given, journal)
+        else:
+            job.run_job(given, journal)
+        code, reason, message, hint, resumable = 0, "done", "checked" if check_only else "published", "", False
+    except Exception as raised:
+        error = as_job_error(raised)
+        code, reason, message, hint, resumable = error.code, error.reason, error.message, error.hint, error.resumable
+        journal.end_progress()
+        journal.say("\n".join(text for text in (error.detail, message, hint) if text), "error")
+        if isinstance(error, _Unforeseen):
+            traceback.print_exception(raised, file=sys.stderr)
+    try:
+        journal.close(code, reason, message, hint, resumable)
+    except OSError:  # the disk is full: the journal of the output path cannot be, standard output can
+        journal.folder = None
+        journal.close(code, reason, message, hint, resumable)
+    return code
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    """End the job where it is; further signals change nothing."""
+    for other in STOPPING:
+        signal.signal(other, signal.SIG_IGN)
+    raise SignalError(number, signal.Signals(number).name)
+
+
+class _Unforeseen(ToolError):
+    reason = "bug"
+
+
+def as_job_error(error: Exception) -> JobError:
+    """The error with its exit code; what we did not foresee is 70."""
+    if isinstance(error, JobError):
+        return error
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            return StorageError(f"{error.strerror}{where}", "free space on the output path, then run the same command again")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return OutputError(f"{error.strerror}{where}", f"uid {os.getuid()} must be able to write there")
+    return _Unforeseen(f"{type(error).__name__}: {error}", "this is a bug in mlip-pace; please report it with the lines above")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What happens below the shortest distance of the data, where ACE knows nothing: ACE fades out, the reference acts alone.
+
+Between r_in (the shortest distance of a pair in the training data) and r_in - delta_in the radial functions of ACE go to
+zero (its inner cutoff, type `distance`). The fade is chosen after the fit, pair by pair, so that the dimer curve of
+ACE + reference rises monotonically from r_in down to 0.3 Å; no training structure has a distance in that range, so nothing
+that was fitted changes. Where no fade alone does it, ACE's core repulsion P exp(-r^2)/r is switched on with the fade, as
+weak as possible. Distances in Å, energies in eV.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip_pace import basis
+from mlip_pace.reference import Reference, pair_name
+
+CLOSEST, STEP = 0.3, 0.01  # Å; the dimer curves are looked at from r_in down to CLOSEST
+FADES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # Å, in order of preference
+STRONGEST = 1e5  # eV Å; a stronger core would only hide that something else is wrong
+
+
+def shortest_of_every_pair(shortest: dict[str, float], elements: list[str]) -> dict[str, float]:
+    """`shortest` (Å) by pair, completed: a pair that never meets in the data gets the shortest distance of all."""
+    pairs = [pair_name(*pair) for pair in combinations_with_replacement(sorted(elements), 2)]
+    return {pair: shortest.get(pair, min(shortest.values())) for pair in pairs}
+
+
+def distances_below(r_in: float) -> basis.Array:
+    """From r_in down to CLOSEST (Å)."""
+    return np.arange(r_in, CLOSEST - STEP / 2, -STEP)
+
+
+def rises(energies: basis.Array) -> bool:
+    """Whether energies at falling distances always rise."""
+    return bool((np.diff(energies) > 0).all())
+
+
+def settle(potential: Path, reference: Reference, shortest: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Choose fade and core of every pair and write them into the B-basis file `potential`.
+
+    Returns, by pair: r_in, delta_in (Å), core (P in eV Å, 0 for none) and whether the dimer curve of ACE + reference rises.
+    """
+    settled = {}
+    for pair, r_in in shortest.items():
+        first, second = pair.split("-")
+        r = distances_below(r_in)
+        rest = reference.pair(first, second, r)[0]
+        options = []
+        for fade in FADES:
+            if r_in - fade < CLOSEST:
+                break
+            _write(potential, first, second, fade, 0.0)
+            plain = basis.pair_energies(potential, first, second, r) + rest
+            if rises(plain):
+                options = [(0.0, fade)]
+                break
+            _write(potential, first, second, fade, 1.0)
+            unit = basis.pair_energies(potential, first, second, r) + rest - plain
+            options.append((_weakest(plain, unit), fade))
+        strength, fade = min(options, default=(np.inf, FADES[0]))
+        strength = strength if strength <= STRONGEST else 0.0
+        _write(potential, first, second, fade, strength)
+        curve = basis.pair_energies(potential, first, second, r) + rest
+        settled[pair] = {"r_in": r_in, "delta_in": fade, "core": strength, "rises": rises(curve)}
+    return settled
+
+
+def _weakest(plain: basis.Array, unit: basis.Array) -> float:
+    """The smallest P for which plain + P unit rises at every step, with a margin; infinite if there is none."""
+    need, give = -np.diff(plain), np.diff(unit)
+    falling = need >= 0
+    if (give[falling] <= 0).any():
+        return np.inf
+    return float(1.2 * (need[falling] / give[falling]).max() + 1e-3)
+
+
+def _write(potential: Path, first: str, second: str, fade: float, strength: float) -> None:
+    from pyace.basis import BBasisConfiguration
+
+    configuration = BBasisConfiguration(str(potential))
+    for block in configuration.funcspecs_blocks:
+        if sorted(block.block_name.split()) == sorted({first, second}):
+            block.delta_in = fade
+            block.core_rep_parameters = [strength, 1.0]
+            block.inner_cutoff_type = "distance"
+    part = potential.with_name(f".{potential.stem}.part.yaml")
+    configuration.save(str(part))
+    part.replace(potential)

@@ -1,0 +1,399 @@
+"""DFT results -> one DataFrame: find, read, audit, E0, split.
+
+Columns (constants below): energies in eV, forces (n, 3) in eV/Å, stress (3, 3) in eV/Å^3, tension positive (as ASE).
+Energies are the force-consistent ones (free energy) where a code gives both. Whatever is left out is named: file, frame,
+reason. A calculation's output file is one group of the train/test split; in files that are collections (extended XYZ,
+databases, data frames) every structure is its own group, unless it has a `group` key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ase import Atoms
+from ase.data import atomic_numbers
+from ase.stress import voigt_6_to_full_3x3_stress
+from matscipy.neighbours import neighbour_list
+
+from mlip_pace.errors import DataError
+from mlip_pace.readers import COLLECTIONS, InputFile, read_frames
+from mlip_pace.settings import ELEMENTS, DataSettings
+
+ATOMS, ENERGY, FORCES, STRESS = "ase_atoms", "energy_dft", "forces_dft", "stress_dft"
+NAME, SOURCE, CONFIG_TYPE, GROUP, SPLIT = "name", "source", "config_type", "group", "split"
+ENERGY_ATOMS = "energy_atoms"  # sum of E0, eV
+TRAIN, TEST = "train", "test"
+
+# Closer than any bond (H2 is 0.74 Å): a unit or a cell is wrong.
+CLOSEST = 0.5  # Å
+# Beyond anything that a converged calculation of a usable structure gives.
+LARGEST_FORCE = 1000.0  # eV/Å
+
+
+@dataclass
+class Audit:
+    """What was read, what was left out and why, and which keys held the labels."""
+
+    read: int = 0
+    rejected: int = 0
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    keys: Counter[str] = field(default_factory=Counter)
+
+    def reject(self, source: str, reason: str) -> None:
+        """Leave out a structure that is wrong."""
+        self.rejected += 1
+        self.leave_out(source, reason)
+
+    def leave_out(self, source: str, reason: str) -> None:
+        """Leave out a structure that is sound but not to be fitted."""
+        self.left_out.append({"source": source, "reason": reason})
+
+
+class _Broken(Exception):
+    """A structure cannot be used; says why."""
+
+
+def save_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Write what pacemaker reads. Fast compression: these files are read back once or twice."""
+    frame.to_pickle(path, compression={"method": "gzip", "compresslevel": 1}, protocol=4)
+
+
+def labels(atoms: Atoms, keys: DataSettings) -> tuple[dict[str, Any], str]:
+    """Energy (eV), forces (n, 3) and stress (3, 3) or none of a structure, and the names of the keys they were under.
+
+    Keys that the user names come first; then a calculator's results, then `REF_*` and `dft_*` in info and arrays. Energy
+    and forces are taken from the same place.
+    """
+    results = dict(atoms.calc.results) if atoms.calc is not None else {}
+    stored = {**atoms.info, **atoms.arrays}
+    given = {"energy": keys.energy_key, "forces": keys.forces_key, "stress": keys.stress_key}
+    named = {kind: key for kind, key in given.items() if key != "auto"}
+    for kind, key in named.items():
+        if key not in stored and key not in results and kind != "stress":
+            raise _Broken(f"no {kind} under the key {key!r} (MLIP_PACE_DATA_{kind.upper()}_KEY)")
+    places = [{k: k for k in ("energy", "free_energy", "forces", "stress") if results.get(k) is not None}]
+    for prefix in ("ref", "dft"):
+        place = {}
+        for key in stored:
+            match = re.fullmatch(rf"{prefix}_(free_energy|energy|forces?|stress)", key, flags=re.IGNORECASE)
+            if match:
+                place["forces" if match[1].lower() == "force" else match[1].lower()] = key
+        places.append(place)
+    for place in places:
+        if "free_energy" in place:
+            place["energy"] = place["free_energy"]
+        place.update(named)
+    place = next((p for p in places if "energy" in p and "forces" in p), None)
+    if place is None:
+        has = next((p for p in places if p), {})
+        raise _Broken("no energy and forces" if not has else "no forces" if "energy" in has else "no energy")
+    found = {kind: results.get(key, stored.get(key)) for kind, key in place.items() if kind in given}
+    return found, " ".join(f"{kind}={place[kind]}" for kind in given if found.get(kind) is not None)
+
+
+def checked(atoms: Atoms, found: dict[str, Any], elements: Sequence[str] | None) -> tuple[float, Any, Any]:
+    """Energy, forces (n, 3) and stress (3, 3) or None as floats, once they have passed every check. Raises `_Broken`."""
+    count = len(atoms)
+    if count == 0:
+        raise _Broken("no atoms")
+    try:
+        energy = float(found["energy"])
+        forces = np.asarray(found["forces"], dtype=float)
+        stress = None if found.get("stress") is None else np.asarray(found["stress"], dtype=float)
+    except (TypeError, ValueError):
+        raise _Broken("energy, forces or stress are not numbers") from None
+    if forces.shape != (count, 3):
+        raise _Broken(f"forces has {forces.size} values in shape {forces.shape}, expected ({count}, 3)")
+    if stress is not None and stress.size not in (6, 9):
+        raise _Broken(f"stress has {stress.size} values, expected 6 (Voigt) or 9")
+    if not np.isfinite(energy):
+        raise _Broken(f"energy is {energy}")
+    for name, array in (("forces", forces), ("positions", atoms.positions), ("cell", atoms.cell.array), ("stress", stress)):
+        if array is not None and not np.isfinite(array).all():
+            raise _Broken(f"{name} has values that are no finite numbers")
+    largest = float(np.linalg.norm(forces, axis=1).max())
+    if largest > LARGEST_FORCE:
+        raise _Broken(f"a force of {largest:.3g} eV/Å, above {LARGEST_FORCE:g}")
+    unknown = sorted(set(atoms.symbols) - set(ELEMENTS))
+    if unknown:
+        raise _Broken(f"{', '.join(unknown)}: no chemical element")
+    if any(atoms.pbc) and abs(atoms.cell.volume) < 1e-6 and atoms.pbc.all():
+        raise _Broken("periodic, but without a cell")
+    distances = neighbour_list("d", atoms, CLOSEST)
+    if distances.size:
+        raise _Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
+    if elements is not None and not set(atoms.symbols) <= set(elements):
+        foreign = sorted(set(atoms.symbols) - set(elements))
+        raise _NotInBasis(f"{', '.join(foreign)} not in MLIP_PACE_BASIS_ELEMENTS={','.join(elements)}")
+    if stress is not None:
+        stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
+    return energy, forces, stress
+
+
+class _NotInBasis(_Broken):
+    """Sound, but about other elements than the user asked for."""
+
+
+def fully_periodic(atoms: Atoms, cutoff: float) -> tuple[Atoms, float]:
+    """A slab or wire as a fully periodic cell with enough vacuum; also the volume before over that after.
+
+    pacemaker knows only fully periodic and fully open structures.
+    """
+    if atoms.pbc.all() or not atoms.pbc.any():
+        return atoms, 1.0
+    wide, volume = atoms.copy(), abs(atoms.cell.volume)
+    wide.center(vacuum=cutoff, axis=np.flatnonzero(~atoms.pbc))
+    wide.pbc = True
+    return wide, volume / wide.cell.volume
+
+
+def geometry_key(atoms: Atoms) -> bytes:
+    """Equal for equal structures (species, cell and positions to 1e-5 Å), whatever their labels."""
+    cell = atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3))
+    rounded = np.round(np.vstack([cell, atoms.get_positions(wrap=bool(atoms.pbc.any()), eps=1e-6)]) * 1e5).astype(np.int64)
+    return hashlib.sha256(atoms.numbers.tobytes() + atoms.pbc.tobytes() + rounded.tobytes()).digest()
+
+
+def rows_of(
+    structures: Iterable[tuple[str, str, Atoms | str]],
+    keys: DataSettings,
+    elements: Sequence[str] | None,
+    cutoff: float,
+    audit: Audit,
+) -> list[dict[str, Any]]:
+    """One row for each sound structure of `(source, group, atoms or reason)`; the others go to the audit."""
+    rows: list[dict[str, Any]] = []
+    seen: dict[bytes, dict[str, Any]] = {}
+    for source, group, atoms in structures:
+        audit.read += 1
+        if isinstance(atoms, str):
+            audit.reject(source, atoms)
+            continue
+        try:
+            found, used = labels(atoms, keys)
+            energy, forces, stress = checked(atoms, found, elements)
+        except _NotInBasis as reason:
+            audit.leave_out(source, str(reason))
+            continue
+        except _Broken as reason:
+            audit.reject(source, str(reason))
+            continue
+        audit.keys[used] += 1
+        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        bare, shrink = fully_periodic(bare, cutoff)
+        row = {
+            ATOMS: bare,
+            ENERGY: energy,
+            FORCES: forces,
+            STRESS: None if stress is None else stress * shrink,
+            NAME: str(atoms.info.get(NAME, source)),
+            SOURCE: source,
+            CONFIG_TYPE: str(atoms.info.get(CONFIG_TYPE, "default")),
+            GROUP: str(atoms.info.get(GROUP, group)),
+        }
+        first = seen.setdefault(geometry_key(bare), row)
+        if first is not row:
+            gap = abs(first[ENERGY] - energy) / len(atoms)
+            differs = f"; their energies differ by {1e3 * gap:.3g} meV/atom" if gap > 1e-4 else ""
+            audit.leave_out(source, f"the same structure as {first[SOURCE]}{differs}")
+            continue
+        rows.append(row)
+    return rows
+
+
+def structures_of(files: list[InputFile]) -> Iterator[tuple[str, str, Atoms | str]]:
+    """`(source, group, atoms or reason)` for every structure of the files."""
+    for file in files:
+        for number, atoms in enumerate(read_frames(file)):
+            source = f"{file.name}#{number}"
+            yield source, source if file.format in COLLECTIONS else file.name, atoms
+
+
+def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data: Any) -> pd.DataFrame:
+    """The audited DataFrame of labelled `ase.Atoms`, with the columns of the module docstring.
+
+    `data` are the fields of the DATA settings (`energy_key="my_energy"`, ...). What was left out, with its reason, is in
+    `frame.attrs["left_out"]`, E0 (eV) in `frame.attrs["e0"]`. Raises `DataError` if too much of it is wrong.
+    """
+    given: list[tuple[str, str, Atoms | str]] = [(f"atoms#{n}", f"atoms#{n}", atoms) for n, atoms in enumerate(atoms_list)]
+    settings = DataSettings.model_construct().model_copy(update=data)
+    frame, summary = assemble(given, None, settings, None, cutoff, seed=42)
+    frame.attrs.update(left_out=summary["left_out"], e0=summary["e0"])
+    return frame
+
+
+def collect(
+    folder: Path, *, files: list[InputFile], test_files: list[InputFile] | None, data: DataSettings,
+    elements: list[str] | None, cutoff: float, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The stage: write `frames.pckl.gzip`; the summary has counts, elements, E0, keys and everything left out."""
+    test = None if test_files is None else structures_of(test_files)
+    frame, summary = assemble(structures_of(files), test, data, elements, cutoff, seed)
+    save_frame(frame, folder / "frames.pckl.gzip")
+    return summary
+
+
+def assemble(
+    structures: Iterable[tuple[str, str, Atoms | str]], test_structures: Iterable[tuple[str, str, Atoms | str]] | None,
+    data: DataSettings, elements: list[str] | None, cutoff: float, seed: int,
+) -> tuple[pd.DataFrame, dict[str, Any]]:  # fmt: skip
+    """Audit, E0 and split. Returns the frame and a summary of what happened."""
+    audit = Audit()
+    rows = rows_of(structures, data, elements, cutoff, audit)
+    for row in rows:
+        row[SPLIT] = TRAIN
+    if test_structures is not None:
+        given = {geometry_key(row[ATOMS]): row[SOURCE] for row in rows}
+        for row in rows_of(((f"test:{s}", f"test:{g}", a) for s, g, a in test_structures), data, elements, cutoff, audit):
+            if (same := given.get(geometry_key(row[ATOMS]))) is not None:
+                audit.leave_out(row[SOURCE], f"the same structure as {same} of the training data")
+            else:
+                rows.append({**row, SPLIT: TEST})
+    _refuse_bad_data(audit, data.max_rejected)
+    rows, isolated = _without_isolated(rows, cutoff, audit)
+    if not rows:
+        raise DataError("no structure is left to train on" + _first_reasons(audit), "see the reasons above")
+    frame = pd.DataFrame(rows)
+    if frame[STRESS].isna().all():
+        frame = frame.drop(columns=STRESS)
+    e0, e0_source = atomic_energies(frame[frame[SPLIT] == TRAIN], isolated, data.e0)
+    frame[ENERGY_ATOMS] = [sum(e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in frame[ATOMS]]
+    frame = _without_extremes(frame, data, audit).reset_index(drop=True)
+    if test_structures is None:
+        frame[SPLIT] = split_by_group(frame, data.test_fraction, seed)
+    _refuse_too_little(frame, elements, audit)
+    used = sorted({symbol for atoms in frame[ATOMS] for symbol in atoms.symbols})
+    summary = {
+        "read": audit.read,
+        "used": len(frame),
+        "train": int((frame[SPLIT] == TRAIN).sum()),
+        "test": int((frame[SPLIT] == TEST).sum()),
+        "atoms": int(frame[ATOMS].map(len).sum()),
+        "elements": used,
+        "e0": {symbol: e0[symbol] for symbol in used},
+        "e0_source": {symbol: e0_source[symbol] for symbol in used},
+        "keys": dict(audit.keys),
+        "left_out": audit.left_out,
+    }
+    return frame, summary
+
+
+def _first_reasons(audit: Audit) -> str:
+    shown = [f"\n  {item['source']}: {item['reason']}" for item in audit.left_out[:10]]
+    more = len(audit.left_out) - len(shown)
+    return "".join(shown) + (f"\n  … and {more} more" if more > 0 else "")
+
+
+def _refuse_bad_data(audit: Audit, limit: float) -> None:
+    if audit.read == 0:
+        raise DataError("the files hold no structure at all", "check that they are not empty")
+    if audit.rejected > limit * audit.read:
+        raise DataError(
+            f"{audit.rejected} of {audit.read} structures cannot be used" + _first_reasons(audit),
+            f"mend or remove them; MLIP_PACE_DATA_MAX_REJECTED={limit:g} is the fraction that may be left out",
+        )
+
+
+def _refuse_too_little(frame: pd.DataFrame, elements: list[str] | None, audit: Audit) -> None:
+    train = frame[frame[SPLIT] == TRAIN]
+    trained = {symbol for atoms in train[ATOMS] for symbol in atoms.symbols}
+    tested = {symbol for atoms in frame[ATOMS] for symbol in atoms.symbols}
+    if len(train) < 2:
+        raise DataError(
+            f"{len(train)} structure to train on; a fit needs at least 2, better some dozens" + _first_reasons(audit),
+            "add structures, or set MLIP_PACE_DATA_TEST_FRACTION=0",
+        )
+    for missing in sorted((tested | set(elements or [])) - trained):
+        where = next((frame[SOURCE][n] for n, a in frame[ATOMS].items() if missing in a.symbols), "MLIP_PACE_BASIS_ELEMENTS")
+        raise DataError(
+            f"{missing} is in {where} but in no training structure",
+            "add training structures with it, or leave it out of MLIP_PACE_BASIS_ELEMENTS and the test data",
+        )
+
+
+def _without_isolated(rows: list[dict[str, Any]], cutoff: float, audit: Audit) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows whose atoms all have neighbours, and the energies (eV) of isolated atoms (the lowest, of several)."""
+    kept, isolated = [], {}
+    for row in rows:
+        atoms = row[ATOMS]
+        lonely = np.bincount(neighbour_list("i", atoms, cutoff), minlength=len(atoms)) == 0
+        if len(atoms) == 1 and lonely.all():
+            symbol = atoms.symbols[0]
+            isolated[symbol] = min(row[ENERGY], isolated.get(symbol, np.inf))
+            audit.leave_out(row[SOURCE], f"isolated atom: its energy is E0 of {symbol}")
+        elif lonely.any():
+            audit.leave_out(row[SOURCE], f"{lonely.sum()} of {len(atoms)} atoms have no neighbour within {cutoff} Å")
+        else:
+            kept.append(row)
+    return kept, isolated
+
+
+def atomic_energies(train: pd.DataFrame, isolated: dict[str, float], setting: Any) -> tuple[dict[str, float], dict[str, str]]:
+    """E0 (eV) of each element and where it came from: given, isolated atom, least squares, or none.
+
+    Least squares: the energies of the training structures against their numbers of atoms, with known E0 held fixed.
+    """
+    symbols = sorted({symbol for atoms in train[ATOMS] for symbol in atoms.symbols} | set(isolated))
+    if setting == "none":
+        return dict.fromkeys(symbols, 0.0), dict.fromkeys(symbols, "none")
+    if isinstance(setting, dict):
+        missing = sorted(set(symbols) - set(setting))
+        if missing:
+            raise DataError(f"MLIP_PACE_DATA_E0 has no value for {', '.join(missing)}", "give one for each element, or auto")
+        return dict(setting), dict.fromkeys(setting, "given")
+    e0, origin = dict(isolated), dict.fromkeys(isolated, "isolated atom")
+    unknown = [symbol for symbol in symbols if symbol not in e0]
+    if unknown:
+        counts = np.array([[atoms.numbers.tolist().count(atomic_numbers[s]) for s in symbols] for atoms in train[ATOMS]])
+        known = np.array([e0.get(symbol, 0.0) for symbol in symbols])
+        free = [symbols.index(symbol) for symbol in unknown]
+        solved = np.linalg.lstsq(counts[:, free].astype(float), train[ENERGY].to_numpy() - counts @ known, rcond=None)[0]
+        e0.update(zip(unknown, map(float, solved), strict=True))
+        origin.update(dict.fromkeys(unknown, "least squares"))
+    return e0, origin
+
+
+def _without_extremes(frame: pd.DataFrame, data: DataSettings, audit: Audit) -> pd.DataFrame:
+    """Drop what lies beyond MAX_FORCE and MAX_ENERGY, with the reason."""
+    largest = frame[FORCES].map(lambda f: np.linalg.norm(f, axis=1).max())
+    binding = (frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)
+    above = binding - binding.min()
+    keep = pd.Series(True, index=frame.index)
+    for values, limit, name, unit in (
+        (largest, data.max_force, "MAX_FORCE", "eV/Å"), (above, data.max_energy, "MAX_ENERGY", "eV/atom above the lowest"),
+    ):  # fmt: skip
+        for row in frame.index[keep & (values > (np.inf if limit is None else limit))]:
+            audit.leave_out(frame[SOURCE][row], f"{values[row]:.3g} {unit}, beyond MLIP_PACE_DATA_{name}={limit:g}")
+            keep[row] = False
+    return frame[keep]
+
+
+def split_by_group(frame: pd.DataFrame, fraction: float, seed: int) -> list[str]:
+    """`train` or `test` for each row: whole groups, about `fraction` of the structures, never the last ones of an element.
+
+    The choice depends on the names of the groups and the seed, not on their order.
+    """
+    sizes = frame.groupby(GROUP).size()
+    drawn = sorted(sizes.index, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
+    element_counts = {
+        group: Counter(symbol for atoms in rows[ATOMS] for symbol in set(atoms.symbols)) for group, rows in frame.groupby(GROUP)
+    }
+    remaining = sum(element_counts.values(), Counter())
+    wanted, taken, test = round(fraction * len(frame)) or int(fraction > 0), 0, set()
+    for group in drawn:
+        left = remaining - element_counts[group]
+        if taken >= wanted:
+            break
+        if len(left) == len(remaining) and taken + sizes[group] <= len(frame) / 2:
+            test.add(group)
+            taken += sizes[group]
+            remaining = left
+    return [TEST if group in test else TRAIN for group in frame[GROUP]]

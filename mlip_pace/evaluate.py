@@ -1,0 +1,80 @@
+"""Errors of the published potential + reference against DFT: of the `.yace` itself, not of pacemaker's log.
+
+Energies in eV/atom, forces in eV/Å per component, stress in eV/Å^3 per component (the six of Voigt).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlip_pace import basis
+from mlip_pace.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, SOURCE, SPLIT, STRESS, TEST, save_frame
+from mlip_pace.reference import Reference
+from mlip_pace.settings import EvaluateSettings
+
+VOIGT = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])
+
+
+def predict(potential: Path, reference: Reference, frame: pd.DataFrame) -> pd.DataFrame:
+    """`energy_pred` (eV, on the DFT scale), `forces_pred` (n, 3) and `stress_pred` (3, 3) or None for each row of `frame`."""
+    calculator = basis.calculator_of(potential)
+    rows = []
+    for atoms in frame[ATOMS]:
+        calculator.calculate(atoms)
+        energy, forces, stress = reference.evaluate(atoms)
+        if stress is not None:
+            full = np.empty((3, 3))
+            full[VOIGT] = full[VOIGT[::-1]] = calculator.results["stress"]
+            stress = stress + full
+        rows.append((calculator.results["energy"] + energy, calculator.results["forces"] + forces, stress))
+    return pd.DataFrame(rows, columns=["energy_pred", "forces_pred", "stress_pred"], index=frame.index)
+
+
+def errors(frame: pd.DataFrame) -> dict[str, float | int]:
+    """MAE and RMSE of a frame with labels and predictions; stress only where both are there."""
+    counts = frame[ATOMS].map(len)
+    energy = ((frame.energy_pred - frame[ENERGY]) / counts).to_numpy(dtype=float)
+    forces = np.concatenate([p - t for p, t in zip(frame.forces_pred, frame[FORCES], strict=True)])
+    result: dict[str, float | int] = {"n_structures": len(frame), "n_atoms": int(counts.sum())}
+    parts = {"energy": energy, "forces": forces}
+    if STRESS in frame:
+        both = [
+            (p - t)[VOIGT] for p, t in zip(frame.stress_pred, frame[STRESS], strict=True) if p is not None and t is not None
+        ]
+        if both:
+            parts["stress"] = np.array(both)
+    for name, difference in parts.items():
+        result[f"{name}_mae"] = float(np.abs(difference).mean())
+        result[f"{name}_rmse"] = float(np.sqrt((difference**2).mean()))
+    return result
+
+
+def score(
+    folder: Path, *, target: pd.DataFrame, sources: list[str], potential: Path, reference: Reference, gate: EvaluateSettings
+) -> dict[str, Any]:
+    """The stage: write `predictions.pckl.gzip`; the summary has the errors by subset and by config_type, and the gate."""
+    frame = target.join(predict(potential, reference, target))
+    used = frame[SOURCE].isin(sources)
+    frame["subset"] = np.where(frame[SPLIT] == TEST, "test", np.where(used, "train", "left_out"))
+    save_frame(frame, folder / "predictions.pckl.gzip")
+    by_subset: dict[str, Any] = {name: errors(rows) for name, rows in frame.groupby("subset")}
+    by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
+    return {"errors": by_subset, "errors_by_config_type": by_type, "missed": _missed(by_subset.get("test"), gate)}
+
+
+def _missed(test: dict[str, float] | None, gate: EvaluateSettings) -> list[str]:
+    """What of the quality gate was missed, in words."""
+    limits = (("energy", gate.max_energy_rmse, "eV/atom"), ("forces", gate.max_forces_rmse, "eV/Å"))
+    missed = []
+    for name, limit, unit in limits:
+        if limit is None:
+            continue
+        if test is None:
+            missed.append(f"{name} RMSE was not measured: there is no test set")
+        elif test[f"{name}_rmse"] > limit:
+            missed.append(f"{name} RMSE {test[f'{name}_rmse']:.4g} {unit} on the test set is above {limit:g}")
+    return missed

@@ -1,0 +1,314 @@
+"""The job from top to bottom: DFT files in, potential out. The table of contents of this package.
+
+Each stage is a function that gets options and inputs and a folder to write in, and returns a small summary. `steps.once` runs
+it unless it has been run with the same inputs. Heavy data passes through files that pacemaker itself can read.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ase import Atoms
+from filelock import FileLock, Timeout
+
+from mlip_pace import __version__, basis, core, dataset, evaluate, pacemaker, potential, process, reference, selection
+from mlip_pace.errors import BusyError, DeviceError, GateError, OtherResultError
+from mlip_pace.log import Journal
+from mlip_pace.potential import SIDECAR, Potential
+from mlip_pace.readers import InputFile, find_files, load_frame
+from mlip_pace.settings import Settings, load
+from mlip_pace.steps import Stage, once, plan, sha256
+
+
+def run_job(settings: Settings, journal: Journal) -> Potential:
+    """Collect, subtract, choose, train, evaluate, publish. Raises `errors.JobError`, one for each exit code but 0."""
+    output = settings.output.path
+    potential.prepare(output)
+    with _only_run(output):
+        journal.open(output)
+        files, test_files, digests = _input_files(settings)
+        override = pacemaker.load_override(settings.training.override)
+        stages = plan_stages(settings, override, digests)
+        if (published := _already_published(settings, stages)) is not None:
+            journal.say(f"already published: {published.path}")
+            return published
+
+        def stage(this: Stage, run: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+            journal.enter(this.name.split("-")[1])
+            if not once(this, run):
+                journal.say("unchanged, not run again")
+            for warning in this.summary.get("warnings", []):
+                journal.warn(warning)
+            return this.summary
+
+        collected = stage(stages.collect, lambda folder: dataset.collect(
+            folder, files=files, test_files=test_files, data=settings.data, elements=settings.basis.elements,
+            cutoff=settings.basis.cutoff, seed=settings.training.seed))  # fmt: skip
+        _say_collected(journal, collected)
+
+        subtracted = stage(stages.subtract, lambda folder: reference.subtract(
+            folder, frames=_frame(stages.collect, "frames"), settings=settings.reference, cutoff=settings.basis.cutoff))  # fmt: skip
+        ref = reference.Reference.from_dict(subtracted["reference"])
+        journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
+
+        shortest = core.shortest_of_every_pair(subtracted["shortest"], collected["elements"])
+        section = basis.potential_section(settings.basis, collected["elements"], shortest)
+        section = pacemaker.merged(section, override.get("potential", {}))
+        selected = stage(stages.activeset, lambda folder: selection.select(
+            folder, target=_frame(stages.subtract, "target"), potential=section, settings=settings.selection))  # fmt: skip
+        _say_selected(journal, selected)
+
+        trained = stage(stages.train, lambda folder: pacemaker.fit(
+            folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
+            potential=section, reference=ref, shortest=shortest, e0=collected["e0"], training=settings.training,
+            override=override, threads=_threads(settings), device=_device(settings),
+            progress=lambda values: journal.progress(values, settings.training.max_epochs)))  # fmt: skip
+        journal.end_progress()
+        journal.say(f"{trained['iterations']} iterations, loss {trained['loss']:.4g}: {trained['stopped']}")
+
+        scores = stage(stages.evaluate, lambda folder: evaluate.score(
+            folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
+            potential=stages.train.folder / "potential.yace", reference=ref, gate=settings.evaluate))  # fmt: skip
+
+        journal.enter("publish")
+        metadata = _metadata(settings, stages, files, test_files, digests, section)
+        result = potential.publish(output, stages.train.folder, ref, collected["elements"], metadata)
+        journal.say(f"published {result.path}")
+        journal.say(error_table(scores["errors"]), errors=scores["errors"])
+        if scores["missed"]:
+            raise GateError(
+                "; ".join(scores["missed"]), "the potential is published all the same; more data or more functions help"
+            )
+        return result
+
+
+def learn(structures: Sequence[Atoms], output: str | Path = "out", **groups: Mapping[str, Any]) -> Potential:
+    """Train on labelled `ase.Atoms` and return the published potential: the whole job, for structures in memory.
+
+    `groups` are settings by group, as in `learn(atoms, basis={"functions": 100}, training={"max_epochs": 50})`; environment
+    variables count as well. Energies in eV, forces in eV/Å, in the calculator's results or under `REF_*`/`dft_*` keys.
+    Raises `errors.JobError`.
+    """
+    from ase.io.trajectory import Trajectory
+
+    given = Path(output) / "work" / "0-given" / "structures.traj"
+    potential.prepare(given.parent)
+    with Trajectory(str(given), "w") as trajectory:
+        for atoms in structures:
+            trajectory.write(atoms)
+    groups = {**groups, "data": {**groups.get("data", {}), "path": str(given)}}
+    groups["output"] = {"overwrite": True, **groups.get("output", {}), "path": Path(output)}
+    return run_job(load(**groups), Journal("text"))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a job, in their order."""
+
+    collect: Stage
+    subtract: Stage
+    activeset: Stage
+    train: Stage
+    evaluate: Stage
+
+
+def plan_stages(settings: Settings, override: dict[str, Any], digests: dict[str, str]) -> Stages:
+    """What each stage depends on: its own settings, its files, the stages before it."""
+    work = settings.output.path / "work"
+    group = {name: getattr(settings, name).model_dump(mode="json") for name in ("data", "reference", "basis", "training")}
+    for name in ("path", "test_path"):
+        del group["data"][name]  # the files count, not where they are
+    choice = settings.selection.model_dump(mode="json")
+    common = {"elements": settings.basis.elements, "cutoff": settings.basis.cutoff, "seed": settings.training.seed}
+    training = {name: value for name, value in group["training"].items() if name != "override"}
+    collect = plan(work, "1-collect", {**group["data"], **common}, files=digests)
+    subtract = plan(work, "2-subtract", group["reference"], collect)
+    activeset = plan(work, "3-activeset", {**choice, **group["basis"], "override": override.get("potential")}, subtract)
+    train = plan(work, "4-train", {**training, "override": override}, activeset)
+    score = plan(work, "5-evaluate", settings.evaluate.model_dump(mode="json"), train)
+    return Stages(collect, subtract, activeset, train, score)
+
+
+def error_table(errors: dict[str, dict[str, float]]) -> str:
+    """The errors of ACE + reference against DFT, as text."""
+    lines = [f"{'ACE + reference against DFT':<28}{'energy, meV/atom':>20}{'forces, eV/Å':>20}",
+             f"{'structures':>17}{'atoms':>9}{'':2}{'MAE':>10}{'RMSE':>10}{'MAE':>10}{'RMSE':>10}"]  # fmt: skip
+    for name in ("train", "left_out", "test"):
+        if e := errors.get(name):
+            lines.append(
+                f"{name:<9}{e['n_structures']:>8}{e['n_atoms']:>9}  {1e3 * e['energy_mae']:>10.2f}{1e3 * e['energy_rmse']:>10.2f}"
+                f"{e['forces_mae']:>10.4f}{e['forces_rmse']:>10.4f}"
+            )
+    return "\n".join(lines)
+
+
+def _only_run(output: Path) -> FileLock:
+    """The lock of an output path; the kernel frees it when its owner dies. Raises `BusyError`."""
+    lock = FileLock(output / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BusyError(f"another run is at work on {output}", "wait for it, or give another MLIP_PACE_OUTPUT_PATH") from None
+    return lock
+
+
+def _input_files(settings: Settings) -> tuple[list[InputFile], list[InputFile] | None, dict[str, str]]:
+    """Training files, test files, and the SHA-256 of each."""
+    files = find_files(settings.data.path)
+    test_files = None if settings.data.test_path is None else find_files(settings.data.test_path)
+    digests = {file.name: sha256(file.path) for file in files}
+    digests |= {f"test:{file.name}": sha256(file.path) for file in test_files or []}
+    return files, test_files, digests
+
+
+def _already_published(settings: Settings, stages: Stages) -> Potential | None:
+    """The potential of just these inputs, if it is there. Raises `OtherResultError` if that of others is."""
+    found = potential.intact(settings.output.path / SIDECAR)
+    if found is None or found.metadata["fingerprint"] == stages.evaluate.fingerprint:
+        return found
+    if not settings.output.overwrite:
+        raise OtherResultError(
+            f"{settings.output.path} holds the potential of other inputs or settings",
+            "set MLIP_PACE_OUTPUT_OVERWRITE=1 (the old result is kept aside), or give another MLIP_PACE_OUTPUT_PATH",
+        )
+    return None
+
+
+def _frame(stage: Stage, name: str) -> pd.DataFrame:
+    return load_frame(stage.folder / f"{name}.pckl.gzip")
+
+
+def _threads(settings: Settings) -> int:
+    return process.usable_cpus() if settings.run.threads == "auto" else settings.run.threads
+
+
+def _device(settings: Settings) -> str:
+    """`cpu` or `gpu`. Raises `DeviceError` where a GPU is asked for and there is none."""
+    has_gpu = Path("/dev/nvidiactl").exists()
+    if settings.run.device == "gpu" and not has_gpu:
+        raise DeviceError(
+            "MLIP_PACE_RUN_DEVICE=gpu, but there is no NVIDIA GPU here (/dev/nvidiactl is missing)",
+            "docker run needs --gpus all, apptainer needs --nv; MLIP_PACE_RUN_DEVICE=cpu computes without",
+        )
+    return "gpu" if has_gpu and settings.run.device != "cpu" else "cpu"
+
+
+def _say_collected(journal: Journal, collected: dict[str, Any]) -> None:
+    journal.say(
+        f"{collected['read']} structures read, {collected['train']} to train on, {collected['test']} to test, "
+        f"{len(collected['left_out'])} left out; {collected['atoms']} atoms of {', '.join(collected['elements'])}"
+    )
+    for keys, count in collected["keys"].items():
+        journal.say(f"labels of {count} structures: {keys}")
+    for symbol, energy in collected["e0"].items():
+        journal.say(f"E0 of {symbol}: {energy:.6f} eV ({collected['e0_source'][symbol]})")
+    for item in collected["left_out"][:20]:
+        journal.say(f"left out: {item['source']}: {item['reason']}")
+    if len(collected["left_out"]) > 20:
+        journal.say(f"… and {len(collected['left_out']) - 20} more; all are in potential.json, dataset.left_out")
+    if "least squares" in collected["e0_source"].values():
+        journal.warn("E0 by least squares: energies are right for the data, but not relative to free atoms; add isolated atoms")
+
+
+def _say_selected(journal: Journal, selected: dict[str, Any]) -> None:
+    journal.say(
+        f"{selected['chosen']} of {selected['given']} structures chosen ({selected['method']}) for "
+        + ", ".join(
+            f"{count} functions of {symbol}" for symbol, count in selected["functions"].items() if symbol != "parameters"
+        )
+    )
+    if "skipped" in selected:
+        journal.warn(f"no choice made: {selected['skipped']}")
+
+
+def _metadata(
+    settings: Settings, stages: Stages, files: list[InputFile], test_files: list[InputFile] | None, digests: dict[str, str],
+    section: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """What the sidecar says (docs/contract.md, section 4)."""
+    collected, subtracted, trained = stages.collect.summary, stages.subtract.summary, stages.train.summary
+    scores = stages.evaluate.summary
+    every = (stages.collect, stages.subtract, stages.activeset, stages.train, stages.evaluate)
+    formats = {file.name: file.format for file in files} | {f"test:{file.name}": file.format for file in test_files or []}
+    values = {
+        f"{group.upper()}_{field}".upper(): value
+        for group in ("data", "reference", "basis", "selection", "training", "evaluate", "output", "run")
+        for field, value in getattr(settings, group).model_dump(mode="json").items()
+    }
+    return {
+        "complete": True,
+        "fingerprint": stages.evaluate.fingerprint,
+        "errors": scores["errors"],
+        "errors_by_config_type": scores["errors_by_config_type"],
+        "quality_gate_missed": scores["missed"],
+        "reference": subtracted["reference"],
+        "e0": {"energies": collected["e0"], "source": collected["e0_source"]},
+        "basis": {"potential": section, "functions": stages.activeset.summary["functions"], "shortest": subtracted["shortest"]},
+        "training": {"settings": settings.training.model_dump(mode="json"), **trained},
+        "selection": stages.activeset.summary,
+        "dataset": {
+            "files": [{"name": name, "format": formats[name], "sha256": digest} for name, digest in digests.items()],
+            **{key: collected[key] for key in ("read", "used", "train", "test", "atoms", "keys", "left_out")},
+        },
+        "warnings": [warning for stage in every for warning in stage.summary.get("warnings", [])],
+        "versions": versions(),
+        "settings": {name: {"value": value, "from": settings.origins.get(name, "default")} for name, value in values.items()},
+        "hardware": {"machine": platform.machine(), "cpus": process.usable_cpus(), "host_cpus": os.cpu_count()},
+        "seconds": {stage.name.split("-")[1]: stage.seconds for stage in every},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what computes."""
+    result = {"mlip-pace": __version__, "python": platform.python_version()}
+    for name in (
+        "python-ace",
+        "tensorpotential",
+        "tensorflow-cpu",
+        "tensorflow",
+        "numpy",
+        "scipy",
+        "pandas",
+        "ase",
+        "matscipy",
+    ):
+        try:
+            result[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return result
+
+
+def check(settings: Settings, journal: Journal) -> None:
+    """Refuse what `run_job` would refuse, and say what it would do: data, reference, basis. Writes no file."""
+    files, test_files, _ = _input_files(settings)
+    override = pacemaker.load_override(settings.training.override)
+    potential.refuse_links(settings.output.path)
+    _device(settings)
+    journal.enter("collect")
+    test = None if test_files is None else dataset.structures_of(test_files)
+    cutoff = settings.basis.cutoff
+    frames, collected = dataset.assemble(
+        dataset.structures_of(files), test, settings.data, settings.basis.elements, cutoff, settings.training.seed
+    )
+    _say_collected(journal, collected)
+    journal.enter("subtract")
+    train = frames[frames[dataset.SPLIT] == dataset.TRAIN]
+    ref = reference.choose(settings.reference, train, cutoff)
+    reference.delta(ref, frames)
+    journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
+    journal.enter("train")
+    shortest = reference.shortest_distances(train[dataset.ATOMS], cutoff)
+    section = basis.potential_section(
+        settings.basis, collected["elements"], core.shortest_of_every_pair(shortest, collected["elements"])
+    )
+    size = basis.size(pacemaker.merged(section, override.get("potential", {})))
+    functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in size.items() if symbol != "parameters")
+    journal.say(f"{functions}, {size['parameters']} parameters, at most {settings.training.max_epochs} iterations")

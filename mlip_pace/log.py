@@ -1,0 +1,112 @@
+"""What happens, for people and programs: a line each on standard output and in `log.jsonl`, the latest state in `status.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Journal:
+    """Writes events as text or JSON lines; on a terminal the training has a progress bar. `close` must be called."""
+
+    def __init__(self, style: Literal["auto", "text", "json"] = "auto") -> None:
+        terminal = sys.stdout.isatty()
+        self.text = style == "text" or (style == "auto" and terminal)
+        self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False, markup=False) if self.text else None
+        self.bar: Progress | None = None
+        self.terminal = terminal
+        self.folder: Path | None = None
+        self.stage = "start"
+        self.begin = self.last_line = time.monotonic()
+        self.first: tuple[float, float] | None = None  # time and iteration of the first progress of a stage
+
+    def open(self, folder: Path) -> None:
+        """From now on keep `log.jsonl` and `status.json` in the output folder."""
+        self.folder = folder
+
+    def enter(self, stage: str) -> None:
+        """What follows belongs to this stage."""
+        self.stage, self.first = stage, None
+        self._status({})
+
+    def say(self, message: str, level: str = "info", **values: Any) -> None:
+        event = {"time": _now(), "level": level, "stage": self.stage, "message": message, **values}
+        self._file(event)
+        if self.console is None:
+            print(json.dumps(event, default=str), flush=True)
+            return
+        mark = {"info": "", "warning": "warning: ", "error": "error: "}[level]
+        lines = (mark + message).splitlines()
+        self.console.print(f"{time.strftime('%H:%M:%S')}  {self.stage:<9} {lines[0]}")
+        for line in lines[1:]:
+            self.console.print(" " * 20 + line)
+
+    def warn(self, message: str) -> None:
+        self.say(message, "warning")
+
+    def progress(self, values: dict[str, float], total: int) -> None:
+        """The training's latest row of metrics (errors of the delta, as pacemaker sees them)."""
+        now, iteration = time.monotonic(), values["iteration"]
+        self.first = self.first or (now, iteration)
+        rate = (iteration - self.first[1]) / (now - self.first[0]) if now > self.first[0] else 0.0
+        eta = round((total - iteration) / rate, 1) if rate > 0 and total >= iteration else None
+        shown = {
+            "iteration": int(iteration), "iterations": total, "loss": values["loss"],
+            "rmse_energy": values["rmse_epa"], "rmse_forces": values["rmse_f_comp"], "eta_seconds": eta,
+        }  # fmt: skip
+        self._status(shown)
+        line = (
+            f"iteration {iteration:.0f}/{total}  loss {values['loss']:.4g}  "
+            f"{1e3 * values['rmse_epa']:.2f} meV/atom  {values['rmse_f_comp']:.4f} eV/Å"
+        )
+        if self.text and self.terminal:
+            if self.bar is None:
+                columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+                self.bar = Progress(*columns, console=self.console, transient=True)
+                self.bar.add_task("", total=total)
+                self.bar.start()
+            self.bar.update(self.bar.task_ids[0], completed=iteration, description=line)
+        elif now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            self.say(line, **shown)
+
+    def end_progress(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def close(self, code: int, reason: str, message: str, hint: str, resumable: bool) -> None:
+        """The last line: one JSON object, in either style; also in the pod's termination message, where there is one."""
+        self.end_progress()
+        end = {"code": code, "reason": reason, "stage": self.stage, "message": message, "hint": hint, "resumable": resumable}
+        self._file({"time": _now(), "level": "end", **end})
+        self._status(end)
+        text = json.dumps(end)
+        pod = Path("/dev/termination-log")
+        if pod.is_file():
+            pod.write_text(text)
+        print(text, flush=True)
+
+    def _file(self, event: dict[str, Any]) -> None:
+        if self.folder is not None:
+            with (self.folder / "log.jsonl").open("a") as file:
+                file.write(json.dumps(event, default=str) + "\n")
+
+    def _status(self, values: dict[str, Any]) -> None:
+        if self.folder is not None:
+            part = self.folder / ".status.json.part"
+            part.write_text(json.dumps({"time": _now(), "stage": self.stage, **values}) + "\n")
+            part.replace(self.folder / "status.json")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

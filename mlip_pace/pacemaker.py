@@ -1,0 +1,293 @@
+"""Runs the real pacemaker: renders input.yaml, starts it, follows its metrics, keeps checkpoints, converts, active set.
+
+Every attempt has its own folder (`attempt-1`, `attempt-2`, ...), so that an attempt that follows an interrupted one starts
+from the last checkpoint and what happened stays to be seen. Energies in eV, forces in eV/Å.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from ruamel.yaml import YAML
+from scipy.optimize import linprog
+
+from mlip_pace import basis, core, process
+from mlip_pace.checkpoint import CHECKPOINT
+from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, NAME, SOURCE, SPLIT, TEST, save_frame
+from mlip_pace.errors import DivergedError, SettingsError, ToolError
+from mlip_pace.reference import Reference
+from mlip_pace.settings import TrainingSettings
+
+TEMPLATES = Environment(
+    loader=PackageLoader("mlip_pace"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,
+)
+# Atoms in a batch that keep both cores of a small machine busy without much memory (measured: docs/design.md).
+ATOMS_IN_BATCH = 2000
+
+Progress = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished fit: its B-basis file, what was done and why it ended."""
+
+    potential: Path
+    iterations: int
+    attempts: int
+    loss: float
+    stopped: str
+
+
+def load_override(path: Path | None) -> dict[str, Any]:
+    """The user's additions to input.yaml. Raises `SettingsError` for what would run code or replace our data."""
+    if path is None:
+        return {}
+    name = f"MLIP_PACE_TRAINING_OVERRIDE={path}"
+    try:
+        content = YAML(typ="safe", pure=True).load(path) or {}
+    except Exception as error:
+        raise SettingsError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
+        raise SettingsError(f"{name}: expected the sections fit, backend, potential, metadata with fields in them")
+    refused = [s for s in content if s not in ("fit", "backend", "potential", "metadata")]
+    refused += [f"fit.{key}" for key in content.get("fit", {}) if key in ("callbacks", "repulsion", "maxiter")]
+    refused += [
+        f"potential.{key}" for key in content.get("potential", {}) if key in ("filename", "initial_potential", "elements")
+    ]
+    refused += [f"backend.{key}" for key in content.get("backend", {}) if key == "evaluator"]
+    if refused:
+        raise SettingsError(
+            f"{name}: {', '.join(map(str, refused))} cannot be set there",
+            "code, data, start potentials and what has a setting of its own are mlip-pace's part",
+        )
+    return content
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, dict by dict."""
+    result = dict(base)
+    for key, value in over.items():
+        result[key] = merged(result[key], value) if isinstance(value, dict) and isinstance(result.get(key), dict) else value
+    return result
+
+
+class PacemakerRunner:
+    """pacemaker at work in `folder` on a basis (`basis.potential_section`) with the given training settings."""
+
+    def __init__(
+        self, folder: Path, potential: dict[str, Any], training: TrainingSettings | None = None, *, threads: int | None = None,
+        device: str = "cpu", override: dict[str, Any] | None = None, progress: Progress = lambda _: None,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.potential = potential
+        self.training = training or TrainingSettings()
+        self.override = override or {}
+        self.progress = progress
+        scratch = folder / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.environment = process.environment(threads or process.usable_cpus(), device, scratch.resolve())
+
+    def train(self, train: pd.DataFrame, test: pd.DataFrame | None = None) -> Trained:
+        """Fit to `train` and return the result, continuing from the last checkpoint in the folder if there is one.
+
+        The frames have the columns of `reference.subtract`. Raises `ToolError` if pacemaker fails, `DivergedError` if the
+        loss is no longer a number.
+        """
+        attempts = sorted(self.folder.glob("attempt-*"), key=lambda p: int(p.name.split("-")[1]))
+        before = sum(_last_iteration(_metrics(attempt)) for attempt in attempts)
+        start = next((a / CHECKPOINT for a in reversed(attempts) if (a / CHECKPOINT).exists()), None)
+        attempt = self.folder / f"attempt-{len(attempts) + 1}"
+        attempt.mkdir()
+        self._write_data(attempt / "train.pckl.gzip", train)
+        if test is not None and len(test):
+            self._write_data(attempt / "test.pckl.gzip", test)
+        text = self.render(train, bool(test is not None and len(test)), before, start)
+        (attempt / "input.yaml").write_text(text)
+        command = [process.program("pacemaker"), "input.yaml", "--no-predict"]
+        process.run(command, attempt, attempt / "output.log", self.environment, lambda: self._follow(attempt, before))
+        history = _metrics(attempt)
+        output = attempt / "output_potential.yaml"
+        if not history or not np.isfinite(history[-1]["loss"]):
+            raise DivergedError(
+                f"the loss is no longer a number after {before + _last_iteration(history)} iterations",
+                "look for wrong labels in the data, or lower MLIP_PACE_BASIS_FUNCTIONS",
+            )
+        if not output.exists():
+            raise ToolError("pacemaker wrote no potential", detail=process.tail(attempt / "output.log"))
+        potential = self.folder / "potential.yaml"
+        shutil.copyfile(output, potential)
+        return Trained(
+            potential,
+            before + _last_iteration(history),
+            len(attempts) + 1,
+            history[-1]["loss"],
+            _why_it_ended(attempt / "log.txt"),
+        )
+
+    def render(self, train: pd.DataFrame, has_test: bool, before: int = 0, start: Path | None = None) -> str:
+        """The text of input.yaml, continuing after `before` iterations from the potential `start`."""
+        steps = self.training.ladder_step
+        potential: dict[str, Any] = self.potential
+        if start is not None:
+            key = "initial_potential" if steps else "filename"
+            potential = {**(potential if steps else {}), key: str(start.resolve())}
+        text = TEMPLATES.get_template("input.yaml.j2").render(
+            training=self.training.model_dump(mode="json"),
+            potential=potential,
+            train_file="train.pckl.gzip",
+            test_file="test.pckl.gzip" if has_test else None,
+            iterations=self.training.max_epochs if steps else max(1, self.training.max_epochs - before),
+            ladder_step=[int(s) if s >= 1 else s for s in steps or []],
+            batch_size=self.batch_size(train),
+        )
+        if not self.override:
+            return text
+        yaml = YAML(typ="safe", pure=True)
+        over = {section: fields for section, fields in self.override.items() if section != "potential"}
+        return TEMPLATES.from_string("{{ all | tojson(indent=1) }}\n").render(all=merged(yaml.load(text), over))
+
+    def batch_size(self, train: pd.DataFrame) -> int:
+        """Structures in a batch: the setting, or as many as hold about ATOMS_IN_BATCH atoms."""
+        if self.training.batch_size != "auto":
+            return self.training.batch_size
+        return int(np.clip(round(ATOMS_IN_BATCH / train[ATOMS].map(len).mean()), 1, len(train)))
+
+    def select_active_set(self, potential: Path, train: pd.DataFrame, memory: int = 500) -> Path:
+        """Write the active set of a fitted B-basis file beside it (`pace_activeset`) and return its path (`.asi`).
+
+        `memory` (MB) bounds what pace_activeset plans with. Raises `ToolError` if it fails, for instance on too few atoms.
+        """
+        data = self.folder / "activeset.pckl.gzip"
+        self._write_data(data, train)
+        command = [process.program("pace_activeset"), potential.name, "-d", str(data.resolve()), "-a", "-m", f"{memory}MB"]
+        process.run(command, potential.parent, self.folder / "activeset.log", self.environment)
+        return potential.with_suffix(".asi")
+
+    def _write_data(self, path: Path, frame: pd.DataFrame) -> None:
+        """Only the columns that pacemaker is to see: with an `energy` column it might undo the subtraction."""
+        data = frame[[ATOMS, "energy_corrected", "forces", NAME]].reset_index(drop=True)
+        # pacemaker treats names that begin with this word as artificial structures.
+        data[NAME] = data[NAME].str.replace(r"^augmented", "_augmented", regex=True)
+        if self.training.weighting == "energy":
+            data["w_energy"], data["w_forces"] = energy_based_weights(frame)
+        save_frame(data, path)
+
+    def _follow(self, attempt: Path, before: int) -> None:
+        if history := _metrics(attempt):
+            self.progress({**history[-1], "iteration": before + _last_iteration(history)})
+
+
+def convert(potential: Path, target: Path, e0: dict[str, float]) -> None:
+    """Write the `.yace` of a B-basis file, with the atomic energies `e0` (eV) in its `E0` line."""
+    from pyace.basis import ACEBBasisSet
+
+    part = target.with_name(f".{target.name}.part")
+    basis_set = ACEBBasisSet(str(potential))
+    basis_set.to_ACECTildeBasisSet().save_yaml(str(part))
+    text = part.read_text()
+    values = ", ".join(repr(float(e0.get(symbol, 0.0))) for symbol in basis_set.elements_name)
+    text, count = re.subn(r"^E0:.*$", f"E0: [{values}]", text, count=1, flags=re.MULTILINE)
+    if count != 1:
+        raise ToolError(f"{target.name} has no line E0", "python-ace writes another format than the one this version knows")
+    part.write_text(text)
+    part.replace(target)
+
+
+def energy_based_weights(frame: pd.DataFrame) -> tuple[list[float], list[basis.Array]]:
+    """pacemaker's EnergyBasedWeightingPolicy (DE = 1 eV/atom, DF = 1 eV²/Å²), on DFT values instead of the delta.
+
+    w_E ~ 1/(distance to the convex hull + DE)^2, w_F ~ w_E/(|F|^2 + DF) for each atom, each summing to 1.
+    """
+    energy = ((frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)).to_numpy()
+    elements = sorted({symbol for atoms in frame[ATOMS] for symbol in atoms.symbols})
+    content = np.array([[list(atoms.symbols).count(e) / len(atoms) for e in elements] for atoms in frame[ATOMS]])
+    w_energy = 1 / (energy - _convex_hull(content, energy) + 1.0) ** 2
+    w_energy /= w_energy.sum()
+    w_forces = [w / ((forces**2).sum(axis=1) + 1.0) for w, forces in zip(w_energy, frame[FORCES], strict=True)]
+    total = sum(float(w.sum()) for w in w_forces)
+    return w_energy.tolist(), [w / total for w in w_forces]
+
+
+def _convex_hull(content: basis.Array, energy: basis.Array) -> basis.Array:
+    """Lowest energy per atom of a mixture of the structures with the composition of each: a small linear programme."""
+    kinds, which = np.unique(content.round(9), axis=0, return_inverse=True)
+    lowest = np.array([energy[which == kind].min() for kind in range(len(kinds))])
+    hull = [linprog(lowest, A_eq=kinds.T, b_eq=kind, bounds=(0, None)).fun for kind in kinds]
+    return np.array(hull)[which]
+
+
+def _metrics(attempt: Path) -> list[dict[str, float]]:
+    """The rows of pacemaker's metrics.txt so far; a half-written last row is left out."""
+    try:
+        header, *lines = (attempt / "metrics.txt").read_text().splitlines(keepends=True)
+    except (OSError, ValueError):
+        return []
+    names = header.split()
+    rows = [line.split() for line in lines if line.endswith("\n")]
+    return [dict(zip(names, map(float, row), strict=True)) for row in rows if len(row) == len(names)]
+
+
+def _last_iteration(history: list[dict[str, float]]) -> int:
+    """Iterations done; every step of a ladder counts from 0 again."""
+    last: dict[float, int] = {}
+    for row in history:
+        last[row["ladder_step"]] = int(row["iter_num"])
+    return sum(last.values())
+
+
+def _why_it_ended(log: Path) -> str:
+    text = log.read_text(errors="replace")
+    if "EARLY STOPPING" in text:
+        return "early stopping: the loss no longer falls"
+    messages = re.findall(r"Optimization result\(.*?message=(.*?), nfev", text)
+    return {
+        "Maximum number of iterations has been exceeded.": "the iterations asked for are done",
+        "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT": "the iterations asked for are done",
+        "Desired error not necessarily achieved due to precision loss.": "converged to the precision of the numbers",
+    }.get(messages[-1] if messages else "", messages[-1] if messages else "unknown")
+
+
+def fit(
+    folder: Path, *, target: pd.DataFrame, sources: list[str], potential: dict[str, Any], reference: Reference,
+    shortest: dict[str, float], e0: dict[str, float], training: TrainingSettings, override: dict[str, Any],
+    threads: int, device: str, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """The stage: train on the structures named in `sources`, settle the core, write `potential.yaml`, `.yace` and `.asi`."""
+    runner = PacemakerRunner(folder, potential, training, threads=threads, device=device, override=override, progress=progress)
+    train, test = target[target[SOURCE].isin(sources)], target[target[SPLIT] == TEST]
+    trained = runner.train(train, test)
+    pairs = core.settle(trained.potential, reference, shortest)
+    convert(trained.potential, folder / "potential.yace", e0)
+    warnings = [
+        f"{pair}: the dimer curve does not rise all the way below {values['r_in']:.3f} Å; mind short distances there"
+        for pair, values in pairs.items()
+        if not values["rises"]
+    ]
+    try:
+        runner.select_active_set(trained.potential, train)
+    except ToolError as error:
+        warnings.append(f"no active set (potential.asi), the data are too few or singular for it: {error.message}")
+    return {
+        "iterations": trained.iterations,
+        "attempts": trained.attempts,
+        "loss": trained.loss,
+        "stopped": trained.stopped,
+        "batch_size": runner.batch_size(train),
+        "threads": threads,
+        "device": device,
+        "core": pairs,
+        "warnings": warnings,
+    }
