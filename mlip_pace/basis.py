@@ -6,7 +6,7 @@ the body order asked for. Distances in Å.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def potential_section(basis: BasisSettings, elements: list[str], shortest: dict[
     for first, second in combinations_with_replacement(sorted(elements), 2):
         bonds[first + second] = {**bond, "r_in": shortest[pair_name(first, second)]}
     functions: dict[str, Any] = {
-        species: {"nradmax_by_orders": n[:orders], "lmax_by_orders": l[:orders]} for species, (n, l) in _ORDERS.items()
+        species: {"nradmax_by_orders": n[:orders], "lmax_by_orders": lmax[:orders]} for species, (n, lmax) in _ORDERS.items()
     }
     return {
         "deltaSplineBins": 0.001,
@@ -61,42 +61,101 @@ def potential_section(basis: BasisSettings, elements: list[str], shortest: dict[
     }
 
 
-def build(section: dict[str, Any]) -> Any:
-    """pyace's `BBasisConfiguration` of a potential section, coefficients zero."""
+def build(potential: dict[str, Any]) -> Any:
+    """pyace's `BBasisConfiguration` of a potential section: coefficients zero, or those of the file that it names."""
+    from pyace.basis import BBasisConfiguration
     from pyace.basisextension import construct_bbasisconfiguration
 
-    return construct_bbasisconfiguration(section)
+    return BBasisConfiguration(potential["filename"]) if "filename" in potential else construct_bbasisconfiguration(potential)
 
 
-def size(section: dict[str, Any]) -> dict[str, int]:
+def size(potential: dict[str, Any]) -> dict[str, int]:
     """Number of functions of each element and of parameters (function and radial coefficients) in all."""
     from pyace.basis import ACEBBasisSet
 
-    basis = ACEBBasisSet(build(section))
+    basis = ACEBBasisSet(build(potential))
     counts = [len(one) + len(more) for one, more in zip(basis.basis_rank1, basis.basis, strict=True)]
     return {**dict(zip(basis.elements_name, counts, strict=True)), "parameters": len(basis.all_coeffs)}
 
 
-def projections(section: dict[str, Any], structures: Iterable[Atoms]) -> list[dict[str, Array]]:
-    """The basis functions of every atom: for each structure, by element, an array (atoms of it, functions)."""
-    from pyace.atomicenvironment import aseatoms_to_atomicenvironment
-    from pyace.basis import ACEBBasisSet
-    from pyace.calculator import ACECalculator
-    from pyace.evaluator import ACEBEvaluator
+class _Computer:
+    """pyace's calculator on the basis of a potential section, with what must stay alive beside it."""
 
-    basis = ACEBBasisSet(build(section))
-    evaluator = ACEBEvaluator(basis)  # the calculator does not keep it alive
-    calculator = ACECalculator(evaluator)
-    rows = []
+    def __init__(self, potential: dict[str, Any]) -> None:
+        from pyace.basis import ACEBBasisSet
+        from pyace.calculator import ACECalculator
+        from pyace.evaluator import ACEBEvaluator
+
+        self.basis = ACEBBasisSet(build(potential))
+        self.evaluator = ACEBEvaluator(self.basis)
+        self.calculator = ACECalculator(self.evaluator)
+
+    def compute(self, atoms: Atoms, gradients: bool) -> Any:
+        """The calculator after it has worked on a structure."""
+        from pyace.atomicenvironment import aseatoms_to_atomicenvironment
+
+        species = self.basis.elements_to_index_map
+        environment = aseatoms_to_atomicenvironment(atoms, cutoff=self.basis.cutoffmax, elements_mapper_dict=species)
+        self.calculator.compute(environment, compute_projections=True, compute_b_grad=gradients)
+        return self.calculator
+
+
+def projections(potential: dict[str, Any], structures: Iterable[Atoms]) -> list[dict[str, Array]]:
+    """The basis functions of every atom: for each structure, by element, an array (atoms of it, functions)."""
+    computer, rows = _Computer(potential), []
     for atoms in structures:
-        environment = aseatoms_to_atomicenvironment(
-            atoms, cutoff=basis.cutoffmax, elements_mapper_dict=basis.elements_to_index_map
-        )
-        calculator.compute(environment, compute_projections=True)
-        values = calculator.projections
+        values = computer.compute(atoms, gradients=False).projections
         symbols = np.array(list(atoms.symbols))
         rows.append({s: np.array([values[n] for n in np.flatnonzero(symbols == s)]) for s in sorted(set(symbols))})
     return rows
+
+
+def design_rows(potential: dict[str, Any], structures: Iterable[Atoms]) -> Iterator[tuple[Array, Array]]:
+    """For each structure the row of its energy (functions,) and those of its forces (3 n, functions), without weights.
+
+    Columns are the functions of the elements in the order of the basis; times the coefficients they give eV and eV/Å.
+    """
+    computer = _Computer(potential)
+    elements = computer.basis.elements_name
+    counts = [len(one) + len(more) for one, more in zip(computer.basis.basis_rank1, computer.basis.basis, strict=True)]
+    first = dict(zip(elements, np.cumsum([0, *counts[:-1]]), strict=True))
+    for atoms in structures:
+        result = computer.compute(atoms, gradients=True)
+        energy = np.zeros(sum(counts))
+        for symbol, values in zip(atoms.symbols, result.projections, strict=True):
+            energy[first[symbol] : first[symbol] + len(values)] += values
+        forces = np.array(result.forces_bfuncs).transpose(0, 2, 1).reshape(3 * len(atoms), -1)
+        yield energy, forces
+
+
+def smoothness(potential: dict[str, Any]) -> Array:
+    """Prior scales (functions,), in the order of the columns of `design_rows`: 1/(1 + Σ (n^2 + l^2)) of each function."""
+    from pyace.basis import ACEBBasisSet
+
+    basis = ACEBBasisSet(build(potential))
+    functions = [f for one, more in zip(basis.basis_rank1, basis.basis, strict=True) for f in (*one, *more)]
+    return np.array([1 / (1 + sum(n**2 + l**2 for n, l in zip(f.ns, f.ls, strict=True))) for f in functions])  # noqa: E741
+
+
+def write_linear(target: Path, potential: dict[str, Any], coefficients: Array) -> None:
+    """Write a B-basis file with these coefficients (functions,) in the first density and zeros in the others."""
+    from pyace.basis import ACEBBasisSet
+
+    basis = ACEBBasisSet(build(potential))
+    values = np.array(basis.all_coeffs)
+    radial = len(basis.crad_coeffs)
+    densities = np.zeros((len(coefficients), (len(values) - radial) // len(coefficients)))
+    densities[:, 0] = coefficients
+    values[radial:] = densities.ravel()
+    basis.all_coeffs = values
+    basis.to_BBasisConfiguration().save(str(target))
+
+
+def cutoff_of(potential: dict[str, Any]) -> float:
+    """The largest cutoff radius (Å) of a potential section."""
+    from pyace.basis import ACEBBasisSet
+
+    return float(ACEBBasisSet(build(potential)).cutoffmax)
 
 
 def pair_energies(potential: Path, first: str, second: str, distances: Array) -> Array:

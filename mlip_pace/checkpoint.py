@@ -1,4 +1,4 @@
-"""Called by pacemaker, in its process, after every iteration: keep the potential so far, and end the fit when asked to.
+"""Called by pacemaker, in its process, after every iteration: keep the potential so far.
 
 pacemaker's own `interim_potential_*.yaml` is rewritten in place, so a kill can leave half a file; this one is whole or absent.
 """
@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 CHECKPOINT = "checkpoint.yaml"
-STOP = "stop"
 
 
 def after_iteration(basis_config: Any, **_: Any) -> None:
-    """Write the checkpoint beside input.yaml; raise `StopIteration`, which ends the fit cleanly, if the file `stop` is there."""
+    """Write the checkpoint beside input.yaml."""
     part = Path(f".{CHECKPOINT}.part")
     basis_config.save(str(part))
     part.replace(CHECKPOINT)
-    if Path(STOP).exists():
-        raise StopIteration("stopped on request")

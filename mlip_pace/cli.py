@@ -6,19 +6,15 @@ import argparse
 import errno
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 
 from mlip_pace import __version__, settings
-from mlip_pace.errors import JobError, OutputError, SignalError, StorageError, ToolError
+from mlip_pace.errors import JobError, OutputError, StorageError, ToolError
 
 # One thread for the linear algebra of our own process: it works on small matrices, and pacemaker has its own setting.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,10 +43,10 @@ def settings_table() -> str:
 
 
 def _job(check_only: bool) -> int:
+    from mlip_pace import process
     from mlip_pace.log import Journal
 
-    for number in STOPPING:
-        signal.signal(number, _stop)
+    process.stop_on_signals()
     style = os.environ.get("MLIP_PACE_RUN_LOG_FORMAT", "auto")
     journal = Journal(style if style in ("text", "json") else "auto")  # type: ignore[arg-type]
     try:
@@ -75,13 +71,6 @@ def _job(check_only: bool) -> int:
         journal.folder = None
         journal.close(code, reason, message, hint, resumable)
     return code
-
-
-def _stop(number: int, _: FrameType | None) -> None:
-    """End the job where it is; further signals change nothing."""
-    for other in STOPPING:
-        signal.signal(other, signal.SIG_IGN)
-    raise SignalError(number, signal.Signals(number).name)
 
 
 class _Unforeseen(ToolError):

@@ -31,7 +31,7 @@ def shortest_of_every_pair(shortest: dict[str, float], elements: list[str]) -> d
 
 def distances_below(r_in: float) -> basis.Array:
     """From r_in down to CLOSEST (Å)."""
-    return np.arange(r_in, CLOSEST - STEP / 2, -STEP)
+    return np.arange(r_in, CLOSEST - STEP / 2, -STEP, dtype=np.float64)
 
 
 def rises(energies: basis.Array) -> bool:

@@ -21,9 +21,9 @@ import pandas as pd
 from ase import Atoms
 from ase.data import atomic_numbers
 from ase.stress import voigt_6_to_full_3x3_stress
-from matscipy.neighbours import neighbour_list
 
 from mlip_pace.errors import DataError
+from mlip_pace.neighbours import neighbours
 from mlip_pace.readers import COLLECTIONS, InputFile, read_frames
 from mlip_pace.settings import ELEMENTS, DataSettings
 
@@ -79,7 +79,7 @@ def labels(atoms: Atoms, keys: DataSettings) -> tuple[dict[str, Any], str]:
     for kind, key in named.items():
         if key not in stored and key not in results and kind != "stress":
             raise _Broken(f"no {kind} under the key {key!r} (MLIP_PACE_DATA_{kind.upper()}_KEY)")
-    places = [{k: k for k in ("energy", "free_energy", "forces", "stress") if results.get(k) is not None}]
+    places: list[dict[str, str]] = [{k: k for k in ("energy", "free_energy", "forces", "stress") if results.get(k) is not None}]
     for prefix in ("ref", "dft"):
         place = {}
         for key in stored:
@@ -91,9 +91,9 @@ def labels(atoms: Atoms, keys: DataSettings) -> tuple[dict[str, Any], str]:
         if "free_energy" in place:
             place["energy"] = place["free_energy"]
         place.update(named)
-    place = next((p for p in places if "energy" in p and "forces" in p), None)
-    if place is None:
-        has = next((p for p in places if p), {})
+    place = next((p for p in places if "energy" in p and "forces" in p), {})
+    if not place:
+        has: dict[str, str] = next((p for p in places if p), {})
         raise _Broken("no energy and forces" if not has else "no forces" if "energy" in has else "no energy")
     found = {kind: results.get(key, stored.get(key)) for kind, key in place.items() if kind in given}
     return found, " ".join(f"{kind}={place[kind]}" for kind in given if found.get(kind) is not None)
@@ -127,7 +127,7 @@ def checked(atoms: Atoms, found: dict[str, Any], elements: Sequence[str] | None)
         raise _Broken(f"{', '.join(unknown)}: no chemical element")
     if any(atoms.pbc) and abs(atoms.cell.volume) < 1e-6 and atoms.pbc.all():
         raise _Broken("periodic, but without a cell")
-    distances = neighbour_list("d", atoms, CLOSEST)
+    distances = neighbours("d", atoms, CLOSEST)
     if distances.size:
         raise _Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
     if elements is not None and not set(atoms.symbols) <= set(elements):
@@ -321,10 +321,11 @@ def _refuse_too_little(frame: pd.DataFrame, elements: list[str] | None, audit: A
 
 def _without_isolated(rows: list[dict[str, Any]], cutoff: float, audit: Audit) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows whose atoms all have neighbours, and the energies (eV) of isolated atoms (the lowest, of several)."""
-    kept, isolated = [], {}
+    kept: list[dict[str, Any]] = []
+    isolated: dict[str, float] = {}
     for row in rows:
         atoms = row[ATOMS]
-        lonely = np.bincount(neighbour_list("i", atoms, cutoff), minlength=len(atoms)) == 0
+        lonely = np.bincount(neighbours("i", atoms, cutoff), minlength=len(atoms)) == 0
         if len(atoms) == 1 and lonely.all():
             symbol = atoms.symbols[0]
             isolated[symbol] = min(row[ENERGY], isolated.get(symbol, np.inf))

@@ -33,6 +33,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
     potential.prepare(output)
     with _only_run(output):
         journal.open(output)
+        device = _device(settings)
         files, test_files, digests = _input_files(settings)
         override = pacemaker.load_override(settings.training.override)
         stages = plan_stages(settings, override, digests)
@@ -54,7 +55,8 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         _say_collected(journal, collected)
 
         subtracted = stage(stages.subtract, lambda folder: reference.subtract(
-            folder, frames=_frame(stages.collect, "frames"), settings=settings.reference, cutoff=settings.basis.cutoff))  # fmt: skip
+            folder, frames=_frame(stages.collect, "frames"), settings=settings.reference,
+            cutoff=settings.basis.cutoff))  # fmt: skip
         ref = reference.Reference.from_dict(subtracted["reference"])
         journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
 
@@ -68,10 +70,11 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         trained = stage(stages.train, lambda folder: pacemaker.fit(
             folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
             potential=section, reference=ref, shortest=shortest, e0=collected["e0"], training=settings.training,
-            override=override, threads=_threads(settings), device=_device(settings),
+            override=override, threads=_threads(settings), device=device,
             progress=lambda values: journal.progress(values, settings.training.max_epochs)))  # fmt: skip
         journal.end_progress()
-        journal.say(f"{trained['iterations']} iterations, loss {trained['loss']:.4g}: {trained['stopped']}")
+        loss = f", loss {trained['loss']:.4g}" if "loss" in trained else ""
+        journal.say(f"{trained['iterations']} iterations{loss}: {trained['stopped']}")
 
         scores = stage(stages.evaluate, lambda folder: evaluate.score(
             folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
@@ -143,7 +146,8 @@ def error_table(errors: dict[str, dict[str, float]]) -> str:
     for name in ("train", "left_out", "test"):
         if e := errors.get(name):
             lines.append(
-                f"{name:<9}{e['n_structures']:>8}{e['n_atoms']:>9}  {1e3 * e['energy_mae']:>10.2f}{1e3 * e['energy_rmse']:>10.2f}"
+                f"{name:<9}{e['n_structures']:>8}{e['n_atoms']:>9}  "
+                f"{1e3 * e['energy_mae']:>10.2f}{1e3 * e['energy_rmse']:>10.2f}"
                 f"{e['forces_mae']:>10.4f}{e['forces_rmse']:>10.4f}"
             )
     return "\n".join(lines)

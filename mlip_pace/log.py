@@ -1,4 +1,4 @@
-"""What happens, for people and programs: a line each on standard output and in `log.jsonl`, the latest state in `status.json`."""
+"""What happens, for people and programs: lines on standard output and in `log.jsonl`, the latest state in `status.json`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Journal:
         self.first = self.first or (now, iteration)
         rate = (iteration - self.first[1]) / (now - self.first[0]) if now > self.first[0] else 0.0
         eta = round((total - iteration) / rate, 1) if rate > 0 and total >= iteration else None
-        shown = {
+        shown: dict[str, Any] = {
             "iteration": int(iteration), "iterations": total, "loss": values["loss"],
             "rmse_energy": values["rmse_epa"], "rmse_forces": values["rmse_f_comp"], "eta_seconds": eta,
         }  # fmt: skip

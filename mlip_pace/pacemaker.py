@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
-from scipy.optimize import linprog
 
-from mlip_pace import basis, core, process
+from mlip_pace import core, linear, process
 from mlip_pace.checkpoint import CHECKPOINT
-from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, NAME, SOURCE, SPLIT, TEST, save_frame
+from mlip_pace.dataset import ATOMS, NAME, SOURCE, SPLIT, TEST, save_frame
 from mlip_pace.errors import DivergedError, SettingsError, ToolError
 from mlip_pace.reference import Reference
 from mlip_pace.settings import TrainingSettings
+from mlip_pace.weights import loss_weights, resolve_kappa
 
 TEMPLATES = Environment(
     loader=PackageLoader("mlip_pace"),
@@ -47,8 +47,9 @@ class Trained:
     potential: Path
     iterations: int
     attempts: int
-    loss: float
+    loss: float | None
     stopped: str
+    linear_start: dict[str, float]
 
 
 def load_override(path: Path | None) -> dict[str, Any]:
@@ -96,46 +97,63 @@ class PacemakerRunner:
         self.training = training or TrainingSettings()
         self.override = override or {}
         self.progress = progress
+        self.threads = threads or process.usable_cpus()
+        self.linear_start: dict[str, float] = {}
         scratch = folder / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
-        self.environment = process.environment(threads or process.usable_cpus(), device, scratch.resolve())
+        self.environment = process.environment(self.threads, device, scratch.resolve())
 
     def train(self, train: pd.DataFrame, test: pd.DataFrame | None = None) -> Trained:
         """Fit to `train` and return the result, continuing from the last checkpoint in the folder if there is one.
+
+        A linear start (`linear.py`) comes first if the settings ask for it; `test` is only watched.
 
         The frames have the columns of `reference.subtract`. Raises `ToolError` if pacemaker fails, `DivergedError` if the
         loss is no longer a number.
         """
         attempts = sorted(self.folder.glob("attempt-*"), key=lambda p: int(p.name.split("-")[1]))
         before = sum(_last_iteration(_metrics(attempt)) for attempt in attempts)
-        start = next((a / CHECKPOINT for a in reversed(attempts) if (a / CHECKPOINT).exists()), None)
+        start = next((a / CHECKPOINT for a in reversed(attempts) if (a / CHECKPOINT).exists()), None) or self._start(train)
+        target = self.folder / "potential.yaml"
+        if start is not None and before >= self.training.max_epochs and not self.training.ladder_step:
+            shutil.copyfile(start, target)
+            return Trained(target, before, len(attempts), None, "the iterations asked for are done", self.linear_start)
         attempt = self.folder / f"attempt-{len(attempts) + 1}"
         attempt.mkdir()
         self._write_data(attempt / "train.pckl.gzip", train)
-        if test is not None and len(test):
+        has_test = test is not None and len(test) > 0
+        if test is not None and has_test:
             self._write_data(attempt / "test.pckl.gzip", test)
-        text = self.render(train, bool(test is not None and len(test)), before, start)
-        (attempt / "input.yaml").write_text(text)
+        (attempt / "input.yaml").write_text(self.render(train, has_test, before, start))
         command = [process.program("pacemaker"), "input.yaml", "--no-predict"]
         process.run(command, attempt, attempt / "output.log", self.environment, lambda: self._follow(attempt, before))
         history = _metrics(attempt)
-        output = attempt / "output_potential.yaml"
+        done = before + _last_iteration(history)
         if not history or not np.isfinite(history[-1]["loss"]):
             raise DivergedError(
-                f"the loss is no longer a number after {before + _last_iteration(history)} iterations",
+                f"the loss is no longer a number after {done} iterations",
                 "look for wrong labels in the data, or lower MLIP_PACE_BASIS_FUNCTIONS",
             )
+        output = attempt / "output_potential.yaml"
         if not output.exists():
             raise ToolError("pacemaker wrote no potential", detail=process.tail(attempt / "output.log"))
-        potential = self.folder / "potential.yaml"
-        shutil.copyfile(output, potential)
-        return Trained(
-            potential,
-            before + _last_iteration(history),
-            len(attempts) + 1,
-            history[-1]["loss"],
-            _why_it_ended(attempt / "log.txt"),
-        )
+        shutil.copyfile(output, target)
+        why = _why_it_ended(attempt / "log.txt")
+        return Trained(target, done, len(attempts) + 1, history[-1]["loss"], why, self.linear_start)
+
+    def _start(self, train: pd.DataFrame) -> Path | None:
+        """The B-basis file that the fit starts from, or nothing for one that starts from zero."""
+        if "filename" in self.potential:
+            return Path(self.potential["filename"])
+        if self.training.start == "zero" or (self.training.start == "auto" and self.training.ladder_step):
+            return None
+        target = self.folder / "start.yaml"
+        w_energy, w_forces = loss_weights(train, self.training.weighting)
+        columns = (train[ATOMS], train["energy_corrected"], train["forces"], w_energy, w_forces)
+        labelled = [linear.Labelled(*row) for row in zip(*columns, strict=True)]
+        kappa = resolve_kappa(train, self.training.kappa)
+        self.linear_start = linear.start(target, labelled, self.potential, kappa, self.threads)
+        return target
 
     def render(self, train: pd.DataFrame, has_test: bool, before: int = 0, start: Path | None = None) -> str:
         """The text of input.yaml, continuing after `before` iterations from the potential `start`."""
@@ -146,6 +164,7 @@ class PacemakerRunner:
             potential = {**(potential if steps else {}), key: str(start.resolve())}
         text = TEMPLATES.get_template("input.yaml.j2").render(
             training=self.training.model_dump(mode="json"),
+            kappa=resolve_kappa(train, self.training.kappa),
             potential=potential,
             train_file="train.pckl.gzip",
             test_file="test.pckl.gzip" if has_test else None,
@@ -181,8 +200,8 @@ class PacemakerRunner:
         data = frame[[ATOMS, "energy_corrected", "forces", NAME]].reset_index(drop=True)
         # pacemaker treats names that begin with this word as artificial structures.
         data[NAME] = data[NAME].str.replace(r"^augmented", "_augmented", regex=True)
-        if self.training.weighting == "energy":
-            data["w_energy"], data["w_forces"] = energy_based_weights(frame)
+        w_energy, w_forces = loss_weights(frame, self.training.weighting)
+        data["w_energy"], data["w_forces"] = w_energy, pd.Series(w_forces, dtype=object)
         save_frame(data, path)
 
     def _follow(self, attempt: Path, before: int) -> None:
@@ -204,29 +223,6 @@ def convert(potential: Path, target: Path, e0: dict[str, float]) -> None:
         raise ToolError(f"{target.name} has no line E0", "python-ace writes another format than the one this version knows")
     part.write_text(text)
     part.replace(target)
-
-
-def energy_based_weights(frame: pd.DataFrame) -> tuple[list[float], list[basis.Array]]:
-    """pacemaker's EnergyBasedWeightingPolicy (DE = 1 eV/atom, DF = 1 eV²/Å²), on DFT values instead of the delta.
-
-    w_E ~ 1/(distance to the convex hull + DE)^2, w_F ~ w_E/(|F|^2 + DF) for each atom, each summing to 1.
-    """
-    energy = ((frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)).to_numpy()
-    elements = sorted({symbol for atoms in frame[ATOMS] for symbol in atoms.symbols})
-    content = np.array([[list(atoms.symbols).count(e) / len(atoms) for e in elements] for atoms in frame[ATOMS]])
-    w_energy = 1 / (energy - _convex_hull(content, energy) + 1.0) ** 2
-    w_energy /= w_energy.sum()
-    w_forces = [w / ((forces**2).sum(axis=1) + 1.0) for w, forces in zip(w_energy, frame[FORCES], strict=True)]
-    total = sum(float(w.sum()) for w in w_forces)
-    return w_energy.tolist(), [w / total for w in w_forces]
-
-
-def _convex_hull(content: basis.Array, energy: basis.Array) -> basis.Array:
-    """Lowest energy per atom of a mixture of the structures with the composition of each: a small linear programme."""
-    kinds, which = np.unique(content.round(9), axis=0, return_inverse=True)
-    lowest = np.array([energy[which == kind].min() for kind in range(len(kinds))])
-    hull = [linprog(lowest, A_eq=kinds.T, b_eq=kind, bounds=(0, None)).fun for kind in kinds]
-    return np.array(hull)[which]
 
 
 def _metrics(attempt: Path) -> list[dict[str, float]]:
@@ -283,7 +279,9 @@ def fit(
     return {
         "iterations": trained.iterations,
         "attempts": trained.attempts,
-        "loss": trained.loss,
+        **({"loss": trained.loss} if trained.loss is not None else {}),
+        "linear_start": trained.linear_start,
+        "kappa": resolve_kappa(train, training.kappa),
         "stopped": trained.stopped,
         "batch_size": runner.batch_size(train),
         "threads": threads,

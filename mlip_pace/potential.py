@@ -32,7 +32,7 @@ LICENSES = {
 
 
 class Potential(BaseModel):
-    """A trained potential: where its file is, its elements (sorted symbols) and how it was made (docs/contract.md, section 4)."""
+    """A trained potential: where its file is, its elements (sorted) and how it was made (docs/contract.md, section 4)."""
 
     model_config = ConfigDict(frozen=True)
     path: Path
@@ -53,18 +53,18 @@ class Potential(BaseModel):
         return Reference.from_dict(self.metadata["reference"])
 
 
-class ReferenceCalculator(Calculator):  # type: ignore[misc]
+class ReferenceCalculator(Calculator):
     """ASE calculator of the reference potential alone: eV, eV/Å, eV/Å^3 (Voigt)."""
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's interface)
 
     def __init__(self, reference: Reference) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reference = reference
 
     def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
-        super().calculate(atoms, properties, system_changes)
-        energy, forces, stress = self.reference.evaluate(self.atoms)
+        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
+        energy, forces, stress = self.reference.evaluate(atoms)
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if stress is not None:
             self.results["stress"] = stress[VOIGT]

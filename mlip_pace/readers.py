@@ -83,7 +83,7 @@ def find_files(path: str) -> list[InputFile]:
     if not files:
         raise NoInputError(
             f"{path}: none of the {len(candidates)} files there is one that mlip-pace reads",
-            "known: extended XYZ, OUTCAR, vasprun.xml, outputs of pw.x, CP2K, CASTEP, FHI-aims, GPAW, .traj, .db, .json, .pckl.gzip",
+            "known: extended XYZ, OUTCAR, vasprun.xml, pw.x, CP2K, CASTEP, FHI-aims, GPAW outputs, .traj, .db, .json, .pckl.gzip",
         )
     return files
 
@@ -121,7 +121,7 @@ def _head(path: Path) -> bytes:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return open_with_compression(str(path), "rb")  # type: ignore[no-any-return]
+    return open_with_compression(str(path), "rb")
 
 
 def read_frames(file: InputFile) -> Iterator[Atoms | str]:
@@ -135,7 +135,9 @@ def read_frames(file: InputFile) -> Iterator[Atoms | str]:
             with _open(file.path) as lines:
                 yield from cp2k.read_output(io.TextIOWrapper(lines, errors="replace"))
         else:
-            yield from iread(str(file.path), index=":", format=file.format)
+            for atoms in iread(str(file.path), index=":", format=file.format):
+                assert isinstance(atoms, Atoms)
+                yield atoms
     except UnsafeError:
         raise
     # The readers of ASE raise whatever a broken file makes them stumble over.
@@ -162,7 +164,9 @@ def _read_extxyz(path: Path) -> Iterator[Atoms | str]:
                 yield f"line {number}: the file ends within a frame of {count} atoms"
                 return
             try:
-                yield ase_read(io.StringIO(first + "".join(body)), format="extxyz", index=0)
+                atoms = ase_read(io.StringIO(first + "".join(body)), format="extxyz", index=0)
+                assert isinstance(atoms, Atoms)
+                yield atoms
             except Exception as error:
                 yield f"line {number}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             number += count + 1

@@ -32,10 +32,10 @@ import numpy.typing as npt
 import pandas as pd
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
-from matscipy.neighbours import neighbour_list
 
 from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, TRAIN, save_frame
 from mlip_pace.errors import DataError
+from mlip_pace.neighbours import neighbours
 from mlip_pace.settings import ReferenceSettings
 
 Array = npt.NDArray[np.float64]
@@ -126,7 +126,7 @@ class Reference:
         """Energy (eV), forces (n, 3) in eV/Å, stress (3, 3) in eV/Å^3; no stress without a three-dimensional cell."""
         forces, virial, total = np.zeros((len(atoms), 3)), np.zeros((3, 3)), 0.0
         if self.kind != "none" and len(atoms):
-            i, j, distance, vector = neighbour_list("ijdD", atoms, self.outer)
+            i, j, distance, vector = neighbours("ijdD", atoms, self.outer)
             numbers = atoms.numbers
             # Each bond is listed from both ends; the energy of one listing is half of the pair's.
             for zi, zj in {(int(zi), int(zj)) for zi, zj in zip(numbers[i], numbers[j], strict=True)}:
@@ -154,7 +154,7 @@ def shortest_distances(structures: Iterable[Atoms], cutoff: float) -> dict[str, 
     """Shortest distance (Å) of each element pair within `cutoff` (Å) over all structures, by pair name."""
     shortest: dict[str, float] = {}
     for atoms in structures:
-        i, j, distance = neighbour_list("ijd", atoms, cutoff)
+        i, j, distance = neighbours("ijd", atoms, cutoff)
         numbers = np.sort(np.stack([atoms.numbers[i], atoms.numbers[j]], axis=1), axis=1)
         for zi, zj in np.unique(numbers, axis=0):
             nearest = float(distance[(numbers == (zi, zj)).all(axis=1)].min())
@@ -242,7 +242,7 @@ def size_at_bonds(reference: Reference, frames: pd.DataFrame) -> float:
 
 
 def subtract(folder: Path, *, frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float) -> dict[str, Any]:
-    """The stage: write `target.pckl.gzip`; the summary has the reference and the shortest distances (Å) of the training part."""
+    """The stage: write `target.pckl.gzip`; the summary has the reference and the shortest training distances (Å)."""
     train = frames[frames[SPLIT] == TRAIN]
     reference = choose(settings, train, cutoff)
     save_frame(delta(reference, frames), folder / "target.pckl.gzip")

@@ -32,7 +32,7 @@ from mlip_pace.steps import write_whole
 Array = npt.NDArray[np.float64]
 Rows = dict[str, Array]  # by element: (atoms, functions)
 
-GRADE = 0.1
+GRADE = 0.01  # the energy of an atom left out is known to a tenth of the noise of one training energy
 # Keeps M invertible before it is full; functions are scaled to a mean square of 1.
 RIDGE = 1e-6
 
@@ -69,7 +69,7 @@ class _Information:
 
 
 # Small matrices: more threads cost more than they bring (35 times slower on a 2-core machine), and one gives the same bits.
-@threadpool_limits.wrap(limits=1)
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
 def doptimal(structures: list[Rows], keys: list[bytes], always: list[int], limit: int | None) -> Choice:
     """Choose structures greedily until `limit` are taken or every atom left out has a grade of at most `GRADE`.
 
@@ -154,7 +154,8 @@ def select(folder: Path, *, target: pd.DataFrame, potential: dict[str, Any], set
     `potential` is pacemaker's potential section, the basis that training will use.
     """
     train = target[target[SPLIT] == TRAIN]
-    chosen, summary = list(range(len(train))), {"method": settings.method, "given": len(train)}
+    chosen = list(range(len(train)))
+    summary: dict[str, Any] = {"method": settings.method, "given": len(train)}
     if settings.method == "doptimal":
         rows = basis.projections(potential, train[ATOMS])
         skipped = too_small(rows) if settings.max_structures is None else ""
@@ -162,8 +163,8 @@ def select(folder: Path, *, target: pd.DataFrame, potential: dict[str, Any], set
             summary["skipped"] = f"{skipped}; all are kept"
         else:
             keys = [geometry_key(atoms) for atoms in train[ATOMS]]
-            cutoff = max(bond["rcut"] for bond in potential["bonds"].values())
-            choice = doptimal(rows, keys, indispensable(train, cutoff), settings.max_structures)
+            always = indispensable(train, basis.cutoff_of(potential))
+            choice = doptimal(rows, keys, always, settings.max_structures)
             chosen, summary["largest_grade_left_out"] = choice.chosen, choice.largest_grade
     sources = train[SOURCE].iloc[chosen].tolist()
     write_whole(folder / "chosen.json", json.dumps(sources, indent=0))

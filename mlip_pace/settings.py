@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from mlip_pace.errors import SettingsError
 
@@ -24,9 +25,11 @@ DEFAULT_CONFIG = Path("/config/mlip-pace.yaml")
 # What Kubernetes injects for a service that happens to be called mlip-pace-…
 _KUBERNETES = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT(_.*)?)$")
 
-# fmt: off
-ELEMENTS = ["H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W", "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U", "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr"]
-# fmt: on
+ELEMENTS = """
+H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr
+Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir
+Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr
+""".split()  # noqa: SIM905 (a list of 103 quoted symbols reads worse)
 
 
 def _split(value: Any) -> Any:
@@ -156,12 +159,15 @@ class SelectionSettings(Group):
 class TrainingSettings(Group):
     model_config = SettingsConfigDict(env_prefix=PREFIX + "TRAINING_")
     kappa: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = setting(
-        0.3, "weight of forces against energies; `auto`: from their variances"
+        0.01, "weight of forces (eV/Å) against energies (eV/atom); `auto`: from their variances"
     )
-    max_epochs: int = setting(500, "optimiser iterations (of each ladder step, if there is a ladder)", ge=1)
+    start: str = setting(
+        "auto", "`linear`: least squares; `zero`; a B-basis `.yaml` to refine; auto: linear, but zero with a ladder"
+    )
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "structures in a batch")
     ladder_step: LadderStep = setting(None, "grow the basis in steps: a number, a fraction, or both (`10,0.02`)")
     ladder_type: Literal["body_order", "power_order"] = setting("body_order", "order in which the ladder adds functions")
+    max_epochs: int = setting(500, "iterations (of each ladder step, if there is one); 0: the linear start alone", ge=0)
     weighting: Literal["uniform", "energy"] = setting("uniform", "`energy`: low-energy structures weigh more")
     optimizer: Literal["BFGS", "L-BFGS-B"] = setting("BFGS", "SciPy's minimiser")
     l1: float = setting(1e-8, "L1 regularisation of the function coefficients", ge=0)
@@ -173,6 +179,13 @@ class TrainingSettings(Group):
     display_step: int = setting(20, "iterations between looks at the test set", ge=1)
     seed: int = setting(42, "seed of the split and of pacemaker", ge=0, lt=2**32)
     override: Path | None = setting(None, "YAML file that is merged into pacemaker's input.yaml")
+
+    @field_validator("max_epochs")
+    @classmethod
+    def _something_to_do(cls, epochs: int, info: ValidationInfo) -> int:
+        if epochs == 0 and (info.data.get("start") == "zero" or info.data.get("ladder_step")):
+            raise ValueError(f"0 needs {PREFIX}TRAINING_START=linear and no ladder")
+        return epochs
 
 
 class EvaluateSettings(Group):
@@ -209,9 +222,14 @@ class Settings(BaseModel):
 
 
 GROUPS: dict[str, type[Group]] = {
-    name: field.annotation
-    for name, field in Settings.model_fields.items()
-    if name != "origins"  # type: ignore[misc]
+    "data": DataSettings,
+    "reference": ReferenceSettings,
+    "basis": BasisSettings,
+    "selection": SelectionSettings,
+    "training": TrainingSettings,
+    "evaluate": EvaluateSettings,
+    "output": OutputSettings,
+    "run": RunSettings,
 }
 
 

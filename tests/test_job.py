@@ -1,0 +1,394 @@
+"""The whole job as a user runs it: the program in a process of its own, the real pacemaker, real DFT data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+
+from mlip_pace import core, learn, load_calculator
+from mlip_pace.potential import FILES, Potential, intact
+from mlip_pace.steps import sha256
+
+DATA = Path(__file__).parents[1] / "examples" / "al-mg.extxyz"
+SMALL = {"BASIS_FUNCTIONS": 20, "BASIS_BODY_ORDER": 3, "TRAINING_MAX_EPOCHS": 0, "DATA_TEST_FRACTION": 0.1}
+
+
+def environment(output, data=DATA, **settings):
+    ours = {**SMALL, "DATA_PATH": data, "OUTPUT_PATH": output, **settings}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLIP_PACE_")}
+    return inherited | {f"MLIP_PACE_{name}": str(value) for name, value in ours.items() if value is not None}
+
+
+def mlip_pace(output, data=DATA, command="run", **settings):
+    """Run the program; returns its exit code, its JSON events and the last line of its log."""
+    env = environment(output, data, **settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlip_pace.cli", command], env=env, capture_output=True, text=True, timeout=300
+    )
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["code"] == done.returncode, done.stdout + done.stderr
+    return done.returncode, events, events[-1]
+
+
+def started(output, **settings):
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlip_pace.cli"], env=environment(output, **settings), stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def processes_in(folder):
+    """Processes whose working directory is below a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").resolve().is_relative_to(folder):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The output folder of a job with a real fit of a few iterations."""
+    output = tmp_path_factory.mktemp("job") / "out"
+    code, events, _ = mlip_pace(output, TRAINING_MAX_EPOCHS=5, TRAINING_DISPLAY_STEP=1)
+    assert code == 0, events
+    return output
+
+
+@pytest.fixture(scope="session")
+def sidecar(trained):
+    return Potential.load(trained / "potential.json")
+
+
+def test_every_file_is_published_with_its_hash(trained, sidecar):
+    assert set(sidecar.metadata["files"]) == set(FILES)
+    for name, digest in sidecar.metadata["files"].items():
+        assert sha256(trained / name) == digest
+    assert intact(trained / "potential.json") is not None
+    assert not list(trained.glob(".*.part"))
+
+
+def test_the_sidecar_says_how_it_was_made(sidecar):
+    assert sidecar.format == "ace"
+    assert sidecar.elements == ["Al", "Mg"]
+    metadata = sidecar.metadata
+    assert metadata["training"]["iterations"] == 5
+    assert metadata["training"]["stopped"] == "the iterations asked for are done"
+    assert metadata["reference"] | {"kind": "zbl", "form": "zbl", "requires_overlay": True} == metadata["reference"]
+    assert metadata["settings"]["BASIS_FUNCTIONS"] == {"value": 20, "from": "environment"}
+    assert metadata["settings"]["BASIS_CUTOFF"] == {"value": 5.0, "from": "default"}
+    assert metadata["dataset"]["files"][0]["sha256"] == sha256(DATA)
+    assert {item["source"] for item in metadata["dataset"]["left_out"]} == {"al-mg.extxyz#0", "al-mg.extxyz#1"}
+    assert metadata["e0"]["source"] == {"Al": "isolated atom", "Mg": "isolated atom"}
+    for name in ("versions", "hardware", "seconds", "licenses", "selection", "basis"):
+        assert metadata[name]
+
+
+def test_the_published_errors_are_those_of_the_published_files(trained, sidecar):
+    frames = read(DATA, ":")
+    tested = sidecar.metadata["errors"]["test"]
+    sources = json.loads((trained / "work" / "3-activeset" / "chosen.json").read_text())
+    chosen = [int(source.split("#")[1]) for source in sources]
+    calculator = load_calculator(trained / "potential.json")
+    energies, forces = [], []
+    for n in chosen:
+        atoms = frames[n].copy()
+        atoms.calc = calculator
+        energies.append((atoms.get_potential_energy() - frames[n].get_potential_energy()) / len(atoms))
+        forces.append((atoms.get_forces() - frames[n].get_forces()).ravel())
+    errors = sidecar.metadata["errors"]["train"]
+    assert errors["energy_mae"] == pytest.approx(np.abs(energies).mean(), rel=1e-9)
+    assert errors["forces_rmse"] == pytest.approx(np.sqrt((np.concatenate(forces) ** 2).mean()), rel=1e-9)
+    assert errors["n_structures"] == len(chosen)
+    assert tested["n_structures"] > 0
+    assert errors["energy_rmse"] < 0.1
+
+
+def test_forces_and_stress_are_the_derivatives_of_the_energy(trained):
+    atoms = next(a for a in read(DATA, ":") if a.info["group"] == "mg3al_l12_rattled_1").copy()
+    atoms.calc = load_calculator(trained / "potential.json")
+    forces, stress, h = atoms.get_forces(), atoms.get_stress(voigt=False), 1e-4
+
+    def energy(moved):
+        moved.calc = atoms.calc
+        return moved.get_potential_energy()
+
+    for n, axis in ((0, 0), (2, 1)):
+        up, down = atoms.copy(), atoms.copy()
+        up.positions[n, axis] += h
+        down.positions[n, axis] -= h
+        assert -(energy(up) - energy(down)) / (2 * h) == pytest.approx(forces[n, axis], abs=2e-5)
+    for i, j in ((0, 0), (0, 1)):
+        strained = []
+        for sign in (1, -1):
+            strain = np.eye(3)
+            strain[i, j] += sign * h / 2
+            strain[j, i] += sign * h / 2
+            one = atoms.copy()
+            one.set_cell(atoms.cell @ strain, scale_atoms=True)
+            strained.append(energy(one))
+        assert (strained[0] - strained[1]) / (2 * h) / atoms.get_volume() == pytest.approx(stress[i, j], abs=1e-6)
+
+
+def test_free_atoms_have_their_dft_energy(trained):
+    calculator = load_calculator(trained / "potential.json")
+    for atoms in read(DATA, ":2"):
+        free = atoms.copy()
+        free.calc = calculator
+        assert free.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+
+
+def test_dimers_repel_ever_more_below_the_data(trained, sidecar):
+    calculator = load_calculator(trained / "potential.json")
+    from ase import Atoms
+
+    for pair, shortest in sidecar.metadata["basis"]["shortest"].items():
+        energies = []
+        for r in core.distances_below(shortest):
+            dimer = Atoms(pair.split("-"), [(0, 0, 0), (0, 0, r)], calculator=calculator)
+            energies.append(dimer.get_potential_energy())
+        assert core.rises(np.array(energies)), pair
+        assert energies[-1] > 100  # eV at 0.3 Å
+
+
+def test_the_lammps_file_has_ace_and_reference(trained, sidecar):
+    lines = (trained / "potential.lammps").read_text().splitlines()
+    inner, outer = (sidecar.metadata["reference"][name] for name in ("inner", "outer"))
+    assert f"pair_style hybrid/overlay pace product zbl {inner:.10g} {outer:.10g}" in lines
+    assert "pair_coeff * * pace ${pace_dir}/potential.yace Al Mg" in lines
+    assert "pair_coeff 1 2 zbl 13 12" in lines
+
+
+def test_the_active_set_grades_new_structures(trained):
+    from pyace import PyACECalculator
+
+    calculator = PyACECalculator(str(trained / "potential.yaml"))
+    calculator.set_active_set(str(trained / "potential.asi"))
+    known = next(a for a in read(DATA, ":") if a.info["group"] == "al_fcc_rattled_0").copy()
+    strange = known.copy()
+    strange.set_cell(strange.cell * 0.75, scale_atoms=True)
+    grades = []
+    for atoms in (known, strange):
+        atoms.calc = calculator
+        atoms.get_potential_energy()
+        grades.append(calculator.results["gamma"].max())
+    assert grades[0] < 2 < grades[1]
+
+
+def test_a_finished_job_runs_nothing_again(trained):
+    before = {p: p.stat().st_mtime_ns for p in (trained / "work").rglob("*")}
+    begin = time.monotonic()
+    code, events, _ = mlip_pace(trained, TRAINING_MAX_EPOCHS=5, TRAINING_DISPLAY_STEP=1)
+    assert code == 0
+    assert time.monotonic() - begin < 4  # generous; about 1 s
+    assert any("already published" in e["message"] for e in events)
+    assert before == {p: p.stat().st_mtime_ns for p in (trained / "work").rglob("*")}
+
+
+def test_a_changed_setting_reruns_only_what_depends_on_it(tmp_path):
+    assert mlip_pace(tmp_path)[0] == 0
+    first = (tmp_path / "potential.json").read_bytes()
+    assert mlip_pace(tmp_path, TRAINING_KAPPA=0.5)[0] == 78
+    assert (tmp_path / "potential.json").read_bytes() == first
+    code, events, _ = mlip_pace(tmp_path, TRAINING_KAPPA=0.5, OUTPUT_OVERWRITE=1)
+    assert code == 0
+    skipped = {e["stage"] for e in events if e.get("message") == "unchanged, not run again"}
+    assert skipped == {"collect", "subtract", "activeset"}
+    assert (tmp_path / "previous-1" / "potential.json").read_bytes() == first
+    assert intact(tmp_path / "previous-1" / "potential.json") is not None
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 4.0])
+def test_a_kill_at_any_time_leaves_a_true_result_or_none(tmp_path, delay):
+    job = started(tmp_path)
+    time.sleep(delay)
+    job.kill()
+    job.wait()
+    sidecar = tmp_path / "potential.json"
+    assert not sidecar.exists() or intact(sidecar) is not None
+    wait_for(lambda: not processes_in(tmp_path), 10)
+    assert mlip_pace(tmp_path)[0] == 0
+    assert intact(sidecar) is not None
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
+    settings = {"TRAINING_MAX_EPOCHS": 40, "TRAINING_EARLY_STOPPING_GAIN": 0}
+    job = started(tmp_path, **settings)
+    attempt = tmp_path / "work" / "4-train.part" / "attempt-1"
+    wait_for(lambda: (attempt / "checkpoint.yaml").exists())
+    job.kill()
+    job.wait()
+    wait_for(lambda: not processes_in(tmp_path), 10)
+    code, events, _ = mlip_pace(tmp_path, **settings)
+    assert code == 0, events
+    training = Potential.load(tmp_path / "potential.json").metadata["training"]
+    assert training["attempts"] == 2
+    assert training["iterations"] == 40
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_ends_the_job_with_its_code(tmp_path, number, code):
+    job = started(tmp_path, TRAINING_MAX_EPOCHS=1000, TRAINING_EARLY_STOPPING_GAIN=0)
+    wait_for(lambda: (tmp_path / "work" / "4-train.part" / "attempt-1" / "input.yaml").exists())
+    job.send_signal(number)
+    last = json.loads(job.communicate(timeout=20)[0].splitlines()[-1])
+    assert job.returncode == last["code"] == code
+    assert last["resumable"]
+    assert not (tmp_path / "potential.json").exists()
+    assert not processes_in(tmp_path)
+
+
+def test_a_second_run_on_the_same_output_is_refused(tmp_path):
+    job = started(tmp_path, TRAINING_MAX_EPOCHS=1000, TRAINING_EARLY_STOPPING_GAIN=0)
+    try:
+        wait_for(lambda: (tmp_path / "work" / "4-train.part").exists())
+        assert mlip_pace(tmp_path)[0] == 75
+    finally:
+        job.kill()
+        job.communicate()
+
+
+def test_the_quality_gate_publishes_and_says_no(tmp_path):
+    code, _, last = mlip_pace(tmp_path, EVALUATE_MAX_ENERGY_RMSE=1e-9)
+    assert code == 81
+    assert "energy RMSE" in last["message"]
+    assert intact(tmp_path / "potential.json") is not None
+
+
+@pytest.mark.parametrize("kind", ["lj", "none"])
+def test_learn_takes_atoms_in_memory(tmp_path, kind):
+    frames = [a for a in read(DATA, ":") if set(a.symbols) == {"Al"}]
+    groups = {"basis": {"functions": 20, "body_order": 3}, "training": {"max_epochs": 0}, "reference": {"kind": kind}}
+    potential = learn(frames, output=tmp_path / "out", **groups)
+    assert potential.elements == ["Al"]
+    assert potential.metadata["reference"]["kind"] == kind
+    atoms = frames[3].copy()
+    atoms.calc = load_calculator(tmp_path / "out" / "potential.json")
+    error = atoms.get_potential_energy() - frames[3].get_potential_energy()
+    assert abs(error) / len(atoms) < 0.5
+
+
+def test_check_writes_nothing(tmp_path):
+    code, events, _ = mlip_pace(tmp_path / "out", command="check")
+    assert code == 0
+    assert any("20 functions of Al" in e["message"] for e in events)
+    assert not (tmp_path / "out").exists()
+
+
+def broken(change):
+    """The example's frames, the last of them changed by `change(atoms, results)`."""
+    frames = read(DATA, ":12")
+    atoms, results = frames[-1], dict(frames[-1].calc.results)
+    change(atoms, results)
+    atoms.calc = SinglePointCalculator(atoms)
+    atoms.calc.results = results
+    return frames
+
+
+def nan_energy(folder):
+    write(folder / "bad.xyz", broken(lambda atoms, results: results.update(energy=float("nan"))), format="extxyz")
+
+
+def wrong_forces(folder):
+    text = DATA.read_text().splitlines(keepends=True)
+    body = [line.replace("forces:R:3", "forces:R:2") for line in text[24:27]]
+    (folder / "bad.xyz").write_text(
+        "".join(text[:24] + [line.rsplit(None, 1)[0] + "\n" if n == 2 else line for n, line in enumerate(body)])
+    )
+
+
+def truncated(folder):
+    text = DATA.read_text()
+    (folder / "bad.xyz").write_text(text[: text.index("al_hcp_volume_1.00") + 250])
+
+
+def unknown_element(folder):
+    text = DATA.read_text().splitlines(keepends=True)[:24]
+    (folder / "bad.xyz").write_text("".join(text[:-1] + [text[-1].replace("Al ", "Xx ")]))
+
+
+def single(folder):
+    write(folder / "one.xyz", read(DATA, "7"), format="extxyz")
+
+
+def pickle_with_code(folder):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {folder}/executed",)
+
+    (folder / "data.pckl.gzip").write_bytes(pickle.dumps(Evil()))
+
+
+BAD_INPUT = {
+    "an empty folder": (lambda folder: None, {}, 66, "holds no files"),
+    "a missing path": (lambda folder: folder.rmdir(), {}, 66, "does not exist"),
+    "an empty file": (lambda folder: (folder / "a.xyz").touch(), {}, 65, "no structure"),
+    "a truncated file": (truncated, {}, 65, "ends within a frame"),
+    "forces of the wrong shape": (wrong_forces, {}, 65, "expected (1, 3)"),
+    "NaN energy": (nan_energy, {}, 65, "energy is nan"),
+    "an unknown key": (single, {"DATA_ENERGY_KEY": "E_total"}, 65, "E_total"),
+    "no element": (unknown_element, {}, 65, "Xx"),
+    "a single structure": (single, {}, 65, "1 structure to train on"),
+    "a pickle that runs code": (pickle_with_code, {}, 77, "posix.system"),
+    "an unknown variable": (single, {"TRANING_KAPPA": 1}, 64, "did you mean MLIP_PACE_TRAINING_KAPPA"),
+    "kappa of 2": (single, {"TRAINING_KAPPA": 2}, 64, "MLIP_PACE_TRAINING_KAPPA=2"),
+    "no element in a setting": (single, {"BASIS_ELEMENTS": "Al,Qq"}, 64, "Qq"),
+    "a missing test path": (single, {"DATA_TEST_PATH": "/nowhere/test.xyz"}, 66, "/nowhere/test.xyz"),
+    "a GPU that is not there": (single, {"RUN_DEVICE": "gpu"}, 69, "no NVIDIA GPU"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_ends_with_its_code_and_one_readable_line(tmp_path, case):
+    make, settings, expected, words = BAD_INPUT[case]
+    folder, output = tmp_path / "data", tmp_path / "out"
+    folder.mkdir()
+    make(folder)
+    code, _, last = mlip_pace(output, folder, **settings)
+    assert code == expected
+    assert words in last["message"]
+    assert last["hint"]
+    assert not (output / "potential.json").exists()
+    assert not (folder / "executed").exists()
+
+
+def test_an_element_that_is_only_in_the_test_data_is_refused(tmp_path):
+    frames = read(DATA, ":")
+    write(tmp_path / "train.xyz", [a for a in frames if set(a.symbols) == {"Al"}], format="extxyz")
+    write(tmp_path / "test.xyz", [a for a in frames if "Mg" in a.symbols], format="extxyz")
+    code, _, last = mlip_pace(tmp_path / "out", tmp_path / "train.xyz", DATA_TEST_PATH=tmp_path / "test.xyz")
+    assert code == 65
+    assert "Mg is in test:test.xyz" in last["message"]
+
+
+def test_an_output_of_somebody_else_is_named(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "potential.yace").symlink_to("/etc/hostname")
+    code, _, last = mlip_pace(output)
+    assert code == 77
+    assert "/etc/hostname" in last["message"]
+    blocked = tmp_path / "file"
+    blocked.touch()
+    code, _, last = mlip_pace(blocked / "out")
+    assert code == 73
+    assert "uid" in last["message"]
