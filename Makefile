@@ -2,7 +2,8 @@
 # make test   all tests
 # make lint   ruff and mypy
 # make lock   new hash locks from requirements/*.in
-PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 --version >/dev/null 2>&1 && echo python3.12 || echo python3)
+# Python 3.12 or 3.11; a pyenv shim may be on the PATH without one behind it.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
 BIN := .venv/bin
 
