@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ase import Atoms
 
+from mlip_pace.errors import DataError, SettingsError
 from mlip_pace.reference import pair_name
 from mlip_pace.settings import BasisSettings
 
@@ -59,6 +60,30 @@ def potential_section(basis: BasisSettings, elements: list[str], shortest: dict[
         "bonds": bonds,
         "functions": {"number_of_functions_per_element": basis.functions, **functions},
     }
+
+
+def from_file(start: str) -> dict[str, Any] | None:
+    """The potential section of MLIP_PACE_TRAINING_START if that is a B-basis file, else nothing. Raises `SettingsError`."""
+    if start in ("auto", "linear", "zero"):
+        return None
+    section, reason = {"filename": str(Path(start).resolve())}, "no such file"
+    if Path(start).is_file():
+        try:
+            build(section)
+            return section
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+    hint = "linear, zero, auto, or a B-basis file (.yaml) is expected"
+    raise SettingsError(f"MLIP_PACE_TRAINING_START={start}: {reason}", hint)
+
+
+def refuse_other_elements(potential: dict[str, Any], elements: list[str]) -> None:
+    """Raise `DataError` if a basis read from a file lacks elements of the data."""
+    from pyace.basis import ACEBBasisSet
+
+    missing = sorted(set(elements) - set(ACEBBasisSet(build(potential)).elements_name))
+    if missing:
+        raise DataError(f"the potential of MLIP_PACE_TRAINING_START has no {', '.join(missing)}, but the data have")
 
 
 def build(potential: dict[str, Any]) -> Any:

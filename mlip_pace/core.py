@@ -45,25 +45,26 @@ def settle(potential: Path, reference: Reference, shortest: dict[str, float]) ->
     Returns, by pair: r_in, delta_in (Å), core (P in eV Å, 0 for none) and whether the dimer curve of ACE + reference rises.
     """
     settled = {}
-    for pair, r_in in shortest.items():
+    for pair, nearest in shortest.items():
         first, second = pair.split("-")
+        r_in = _inner_radius(potential, first, second) or nearest
         r = distances_below(r_in)
         rest = reference.pair(first, second, r)[0]
         options = []
         for fade in FADES:
             if r_in - fade < CLOSEST:
                 break
-            _write(potential, first, second, fade, 0.0)
+            _write(potential, first, second, r_in, fade, 0.0)
             plain = basis.pair_energies(potential, first, second, r) + rest
             if rises(plain):
                 options = [(0.0, fade)]
                 break
-            _write(potential, first, second, fade, 1.0)
+            _write(potential, first, second, r_in, fade, 1.0)
             unit = basis.pair_energies(potential, first, second, r) + rest - plain
             options.append((_weakest(plain, unit), fade))
         strength, fade = min(options, default=(np.inf, FADES[0]))
         strength = strength if strength <= STRONGEST else 0.0
-        _write(potential, first, second, fade, strength)
+        _write(potential, first, second, r_in, fade, strength)
         curve = basis.pair_energies(potential, first, second, r) + rest
         settled[pair] = {"r_in": r_in, "delta_in": fade, "core": strength, "rises": rises(curve)}
     return settled
@@ -78,15 +79,26 @@ def _weakest(plain: basis.Array, unit: basis.Array) -> float:
     return float(1.2 * (need[falling] / give[falling]).max() + 1e-3)
 
 
-def _write(potential: Path, first: str, second: str, fade: float, strength: float) -> None:
+def _blocks(configuration: Any, first: str, second: str) -> list[Any]:
+    """The blocks of a B-basis that hold the bond of a pair of elements."""
+    return [b for b in configuration.funcspecs_blocks if sorted(b.block_name.split()) == sorted({first, second})]
+
+
+def _inner_radius(potential: Path, first: str, second: str) -> float:
+    from pyace.basis import BBasisConfiguration
+
+    return max((block.r_in for block in _blocks(BBasisConfiguration(str(potential)), first, second)), default=0.0)
+
+
+def _write(potential: Path, first: str, second: str, r_in: float, fade: float, strength: float) -> None:
     from pyace.basis import BBasisConfiguration
 
     configuration = BBasisConfiguration(str(potential))
-    for block in configuration.funcspecs_blocks:
-        if sorted(block.block_name.split()) == sorted({first, second}):
-            block.delta_in = fade
-            block.core_rep_parameters = [strength, 1.0]
-            block.inner_cutoff_type = "distance"
+    for block in _blocks(configuration, first, second):
+        block.r_in = r_in
+        block.delta_in = fade
+        block.core_rep_parameters = [strength, 1.0]
+        block.inner_cutoff_type = "distance"
     part = potential.with_name(f".{potential.stem}.part.yaml")
     configuration.save(str(part))
     part.replace(potential)

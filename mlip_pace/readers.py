@@ -83,7 +83,7 @@ def find_files(path: str) -> list[InputFile]:
     if not files:
         raise NoInputError(
             f"{path}: none of the {len(candidates)} files there is one that mlip-pace reads",
-            "known: extended XYZ, OUTCAR, vasprun.xml, pw.x, CP2K, CASTEP, FHI-aims, GPAW outputs, .traj, .db, .json, .pckl.gzip",
+            "known: extended XYZ, OUTCAR, vasprun.xml, pw.x, CP2K, CASTEP, FHI-aims, GPAW, .traj, .db, .json, .pckl.gzip",
         )
     return files
 

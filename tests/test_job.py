@@ -321,7 +321,7 @@ def truncated(folder):
 
 def unknown_element(folder):
     text = DATA.read_text().splitlines(keepends=True)[:24]
-    (folder / "bad.xyz").write_text("".join(text[:-1] + [text[-1].replace("Al ", "Xx ")]))
+    (folder / "bad.xyz").write_text("".join([*text[:-1], text[-1].replace("Al ", "Xx ")]))
 
 
 def single(folder):
