@@ -155,6 +155,11 @@ def fully_periodic(atoms: Atoms, cutoff: float) -> tuple[Atoms, float]:
     return wide, volume / wide.cell.volume
 
 
+def composition(atoms: Atoms) -> str:
+    """The reduced formula, the same for every order of the atoms: `Al3Mg`."""
+    return str(atoms.symbols.formula.reduce()[0].format("hill"))
+
+
 def geometry_key(atoms: Atoms) -> bytes:
     """Equal for equal structures (species, cell and positions to 1e-5 Å), whatever their labels."""
     cell = atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3))

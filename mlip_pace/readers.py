@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 import re
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pandas as pd
 from ase import Atoms
 from ase.io import iread
@@ -69,7 +69,7 @@ def find_files(path: str) -> list[InputFile]:
         root = Path(given.anchor or ".")
         pattern = str(given.relative_to(given.anchor)) if given.anchor else str(given)
         candidates = [p for p in root.glob(pattern) if p.is_file()] if any(c in path for c in "*?[") else []
-        root = Path(path[: re.search(r"[*?\[]|$", path).start()]).parent  # type: ignore[union-attr]
+        root = Path(os.path.dirname(re.split(r"[*?\[]", path)[0]))
     if not candidates:
         exists = "holds no files" if given.is_dir() else "does not exist"
         raise NoInputError(f"{path} {exists}", "mount the data there, or set MLIP_PACE_DATA_PATH (or _TEST_PATH)")
@@ -126,23 +126,53 @@ def _open(path: Path) -> IO[bytes]:
 
 def read_frames(file: InputFile) -> Iterator[Atoms | str]:
     """The structures of a file in order; for one that cannot be read, the reason. Raises `UnsafeError`."""
+    empty = True
     try:
-        if file.format == "extxyz":
-            yield from _read_extxyz(file.path)
-        elif file.format == "pacemaker":
-            yield from _read_data_frame(file.path)
-        elif file.format == "cp2k":
-            with _open(file.path) as lines:
-                yield from cp2k.read_output(io.TextIOWrapper(lines, errors="replace"))
-        else:
-            for atoms in iread(str(file.path), index=":", format=file.format):
-                assert isinstance(atoms, Atoms)
-                yield atoms
+        for structure in _structures(file):
+            empty = False
+            yield structure
     except UnsafeError:
         raise
     # The readers of ASE raise whatever a broken file makes them stumble over.
     except Exception as error:
-        yield f"cannot be read as {file.format}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        yield f"cannot be read as {file.format}: {_in_one_line(error)}"
+        return
+    if empty:
+        yield f"holds no structure in the format {file.format}"
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _structures(file: InputFile) -> Iterator[Atoms | str]:
+    if file.format == "extxyz":
+        yield from _read_extxyz(file.path)
+    elif file.format == "pacemaker":
+        yield from _read_data_frame(file.path)
+    elif file.format == "cp2k":
+        with _open(file.path) as lines:
+            yield from cp2k.read_output(io.TextIOWrapper(lines, errors="replace"))
+    elif file.format == "gpaw-out":
+        yield from _read_gpaw(file.path)
+    else:
+        for atoms in iread(str(file.path), index=":", format=file.format):
+            assert isinstance(atoms, Atoms)
+            yield atoms
+
+
+def _read_gpaw(path: Path) -> Iterator[Atoms | str]:
+    """ASE reads the energy extrapolated to zero smearing; the one that belongs to the forces is the free energy."""
+    with _open(path) as file:
+        free = [float(value) for value in re.findall(rb"^Free energy: +(\S+)", file.read(), re.MULTILINE)]
+    frames = list(iread(str(path), index=":", format="gpaw-out"))
+    for n, atoms in enumerate(frames):
+        assert isinstance(atoms, Atoms)
+        if len(free) != len(frames):
+            yield f"{len(free)} free energies for {len(frames)} structures"
+            continue
+        atoms.calc.results["free_energy"] = free[n]
+        yield atoms
 
 
 def _read_extxyz(path: Path) -> Iterator[Atoms | str]:
@@ -168,24 +198,25 @@ def _read_extxyz(path: Path) -> Iterator[Atoms | str]:
                 assert isinstance(atoms, Atoms)
                 yield atoms
             except Exception as error:
-                yield f"line {number}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                yield f"line {number}: {_in_one_line(error)}"
             number += count + 1
 
 
 def _read_data_frame(path: Path) -> Iterator[Atoms | str]:
-    """pacemaker's own data frames: columns `ase_atoms`, `energy` (or `energy_corrected`) and `forces`."""
+    """pacemaker's data frames and ours: `ase_atoms`, `energy_dft` (or `energy`, `energy_corrected`), `forces_dft` (`forces`)."""
     frame = load_frame(path)
-    energy = next((key for key in ("energy", "energy_corrected") if key in frame), None)
-    missing = [key for key in ("ase_atoms", "forces") if key not in frame] + ([] if energy else ["energy"])
-    if missing:
-        yield f"no column {', '.join(missing)}"
+    energy = next((key for key in ("energy_dft", "energy", "energy_corrected") if key in frame), None)
+    forces = next((key for key in ("forces_dft", "forces") if key in frame), None)
+    if "ase_atoms" not in frame or energy is None or forces is None:
+        yield f"its columns are {', '.join(map(str, frame.columns))}; ase_atoms, energy and forces are expected"
         return
+    columns = {"dft_energy": energy, "dft_forces": forces, "name": "name", "config_type": "config_type", "group": "group"}
+    columns["dft_stress"] = "stress_dft" if "stress_dft" in frame else "stress"
     for _, row in frame.iterrows():
         atoms = row["ase_atoms"].copy()
-        atoms.info = {**atoms.info, "dft_energy": row[energy], "dft_forces": np.array(row["forces"])}
-        for key in ("stress", "name", "config_type", "group"):
-            if key in frame:
-                atoms.info["dft_stress" if key == "stress" else key] = row[key]
+        for key in ("energy", "forces", "stress"):
+            atoms.info.pop(f"dft_{key}", None)
+        atoms.info.update({key: row[column] for key, column in columns.items() if column in frame})
         yield atoms
 
 

@@ -33,7 +33,7 @@ import pandas as pd
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
-from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, TRAIN, save_frame
+from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, TRAIN, composition, save_frame
 from mlip_pace.errors import DataError
 from mlip_pace.neighbours import neighbours
 from mlip_pace.settings import ReferenceSettings
@@ -142,12 +142,8 @@ class Reference:
 def bond_lengths(frames: pd.DataFrame, cutoff: float) -> dict[str, float]:
     """Nearest-neighbour distance (Å) of each element pair in the lowest-energy structures of the compositions."""
     energy = frames[ENERGY] / frames[ATOMS].map(len)
-    lowest = energy.groupby(frames[ATOMS].map(_composition)).idxmin()
+    lowest = energy.groupby(frames[ATOMS].map(composition)).idxmin()
     return shortest_distances(frames[ATOMS][lowest], cutoff)
-
-
-def _composition(atoms: Atoms) -> str:
-    return str(atoms.symbols.formula.reduce()[0])
 
 
 def shortest_distances(structures: Iterable[Atoms], cutoff: float) -> dict[str, float]:
@@ -172,7 +168,7 @@ def choose(settings: ReferenceSettings, frames: pd.DataFrame, cutoff: float) -> 
     if settings.kind == "none":
         return Reference()
     bonds = bond_lengths(frames, cutoff)
-    if not bonds:
+    if not bonds and "auto" in (settings.outer, settings.sigma if settings.kind == "lj" else None):
         raise DataError(
             f"no two atoms are closer than the cutoff of {cutoff} Å, so the reference potential has no bond length to go by",
             "set MLIP_PACE_REFERENCE_OUTER, or MLIP_PACE_REFERENCE_KIND=none, or check the units of the positions",
@@ -190,7 +186,8 @@ def choose(settings: ReferenceSettings, frames: pd.DataFrame, cutoff: float) -> 
     elements = sorted({symbol for atoms in frames[ATOMS] for symbol in atoms.symbols})
     pairs = [pair_name(*pair) for pair in combinations_with_replacement(elements, 2)]
     cohesive = max(0.0, -float(((frames[ENERGY] - frames[ENERGY_ATOMS]) / frames[ATOMS].map(len)).min()))
-    automatic_sigma = {pair: round(bonds.get(pair, min(bonds.values())) / 2 ** (1 / 6), 6) for pair in pairs}
+    shortest = min(bonds.values(), default=0.0)
+    automatic_sigma = {pair: round(bonds.get(pair, shortest) / 2 ** (1 / 6), 6) for pair in pairs}
     return Reference(
         "lj",
         inner,
@@ -237,7 +234,7 @@ def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
 def size_at_bonds(reference: Reference, frames: pd.DataFrame) -> float:
     """Largest |E_ref| (eV/atom) in the lowest-energy structures: should be small, bonds are ACE's business."""
     energy = frames[ENERGY] / frames[ATOMS].map(len)
-    lowest = frames[ATOMS][energy.groupby(frames[ATOMS].map(_composition)).idxmin()]
+    lowest = frames[ATOMS][energy.groupby(frames[ATOMS].map(composition)).idxmin()]
     return max(abs(reference.evaluate(atoms)[0]) / len(atoms) for atoms in lowest)
 
 

@@ -24,7 +24,7 @@ from scipy.linalg import cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
 from mlip_pace import basis
-from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, SPLIT, TRAIN, geometry_key
+from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, SPLIT, TRAIN, composition, geometry_key
 from mlip_pace.reference import shortest_distances
 from mlip_pace.settings import SelectionSettings
 from mlip_pace.steps import write_whole
@@ -127,9 +127,9 @@ def indispensable(frame: pd.DataFrame, cutoff: float) -> list[int]:
     lowest: dict[str, int] = {}
     nearest: dict[str, tuple[float, int]] = {}
     for n, atoms in enumerate(frame[ATOMS]):
-        composition = atoms.symbols.formula.reduce()[0].format("hill")
-        if composition not in lowest or energy[n] < energy[lowest[composition]]:
-            lowest[composition] = n
+        kind = composition(atoms)
+        if kind not in lowest or energy[n] < energy[lowest[kind]]:
+            lowest[kind] = n
         for pair, distance in shortest_distances([atoms], cutoff).items():
             if pair not in nearest or distance < nearest[pair][0]:
                 nearest[pair] = (distance, n)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
+from conftest import EXAMPLES
 from ruamel.yaml import YAML
 
 from mlip_pace import basis, core, dataset, linear, pacemaker, reference
@@ -11,7 +12,6 @@ from mlip_pace.errors import SettingsError, ToolError
 from mlip_pace.readers import find_files
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
 from mlip_pace.weights import loss_weights, resolve_kappa
-from conftest import EXAMPLES
 
 
 @pytest.fixture(scope="module")
