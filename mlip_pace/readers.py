@@ -203,7 +203,7 @@ def _read_extxyz(path: Path) -> Iterator[Atoms | str]:
 
 
 def _read_data_frame(path: Path) -> Iterator[Atoms | str]:
-    """pacemaker's data frames and ours: `ase_atoms`, `energy_dft` (or `energy`, `energy_corrected`), `forces_dft` (`forces`)."""
+    """pacemaker's data frames and ours: `ase_atoms`, `energy_dft` (`energy`, `energy_corrected`), `forces_dft` (`forces`)."""
     frame = load_frame(path)
     energy = next((key for key in ("energy_dft", "energy", "energy_corrected") if key in frame), None)
     forces = next((key for key in ("forces_dft", "forces") if key in frame), None)

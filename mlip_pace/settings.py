@@ -105,7 +105,7 @@ def setting(default: Any, meaning: str, unit: str = "", **limits: Any) -> Any:
 
 
 class Group(BaseSettings):
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, env_ignore_empty=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Group):
@@ -280,7 +280,7 @@ class _Given:
     def values(self, group: str, cls: type[Group]) -> tuple[dict[str, Any], dict[str, str]]:
         """The values given for a group, not yet validated, and the source of each."""
         from_environment = EnvSettingsSource(cls)
-        from_environment.env_vars = {name.lower(): value for name, value in self.environ.items()}
+        from_environment.env_vars = {name.lower(): value for name, value in self.environ.items() if value}
         environment = from_environment()
         values, origins = {}, {}
         for field in cls.model_fields:

@@ -1,0 +1,79 @@
+"""The D-optimal choice."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_pace import dataset, reference, selection
+from mlip_pace.readers import find_files
+from mlip_pace.settings import DataSettings
+
+
+def random_structures(seed, count=30, functions=6):
+    rng = np.random.default_rng(seed)
+    return [{"Al": rng.normal(size=(rng.integers(1, 5), functions)), "Mg": rng.normal(size=(2, 4)) ** 3} for _ in range(count)]
+
+
+def keys_of(structures):
+    return [b"".join(block.tobytes() for block in rows.values()) for rows in structures]
+
+
+def log_det(structures, chosen):
+    total = 0.0
+    for symbol, size in (("Al", 6), ("Mg", 4)):
+        rows = np.concatenate([structures[n][symbol] for n in chosen])
+        total += np.linalg.slogdet(rows.T @ rows + 1e-6 * np.eye(size))[1]
+    return total
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), limit=st.one_of(st.none(), st.integers(1, 30)), data=st.data())
+def test_the_order_of_the_structures_does_not_matter(seed, limit, data):
+    structures = random_structures(seed)
+    order = data.draw(st.permutations(range(30)))
+    first = selection.doptimal(structures, keys_of(structures), [3], limit)
+    shuffled = [structures[n] for n in order]
+    second = selection.doptimal(shuffled, keys_of(shuffled), [order.index(3)], limit)
+    assert sorted(order[n] for n in second.chosen) == first.chosen
+    assert second.largest_grade == first.largest_grade
+    if limit is not None:
+        assert len(first.chosen) == limit
+
+
+def test_it_beats_random_choice():
+    structures = random_structures(1, count=60)
+    chosen = selection.doptimal(structures, keys_of(structures), [], 10).chosen
+    rng = np.random.default_rng(2)
+    best_of_random = max(log_det(structures, rng.choice(60, 10, replace=False)) for _ in range(200))
+    assert log_det(structures, chosen) > best_of_random
+
+
+def test_without_a_number_it_ends_when_nothing_left_out_is_news():
+    structures = random_structures(3, count=800)
+    choice = selection.doptimal(structures, keys_of(structures), [], None)
+    assert len(choice.chosen) < 800
+    assert choice.largest_grade <= selection.GRADE
+    assert len(selection.doptimal(structures, keys_of(structures), [5, 7], 2).chosen) == 2
+
+
+def test_singular_data_does_not_crash():
+    same = [{"Al": np.ones((2, 5))} for _ in range(12)] + [{"Al": np.zeros((2, 5))}]
+    choice = selection.doptimal(same, [bytes([n]) for n in range(13)], [], 6)
+    assert len(choice.chosen) == 6
+
+
+def test_too_few_atoms_are_named():
+    assert selection.too_small([{"Al": np.ones((3, 5))}]) == "too few to choose from: 3 atoms of Al for its 5 functions"
+    assert selection.too_small([{"Al": np.ones((6, 5))}]) == ""
+
+
+def test_lowest_energies_and_shortest_distances_are_indispensable():
+    from conftest import EXAMPLES
+
+    data = DataSettings.model_construct(test_fraction=0.0)
+    frame, _ = dataset.assemble(dataset.structures_of(find_files(str(EXAMPLES))), None, data, None, 5.0, 1)
+    always = frame.iloc[selection.indispensable(frame, 5.0)]
+    assert {"al_fcc_volume_1.00", "mg_hcp_volume_1.00", "al3mg_l12_volume_1.00"} <= set(always.group)
+    every = reference.shortest_distances(frame.ase_atoms, 5.0)
+    assert reference.shortest_distances(always.ase_atoms, 5.0) == pytest.approx(every)

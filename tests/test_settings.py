@@ -1,0 +1,107 @@
+"""Settings from the environment, files and YAML."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mlip_pace import settings
+from mlip_pace.errors import SettingsError
+
+
+def refused(**environ):
+    with pytest.raises(SettingsError) as error:
+        settings.load({f"MLIP_PACE_{name}": value for name, value in environ.items()})
+    assert error.value.code == 64
+    return error.value.message
+
+
+def test_environment_then_file_then_yaml_then_default(tmp_path):
+    (tmp_path / "c.yaml").write_text("basis: {functions: 10, cutoff: 6, body_order: 4}\n")
+    (tmp_path / "cutoff").write_text("7\n")
+    environ = {"CONFIG": tmp_path / "c.yaml", "BASIS_FUNCTIONS": 30, "BASIS_CUTOFF_FILE": tmp_path / "cutoff"}
+    given = settings.load({f"MLIP_PACE_{name}": str(value) for name, value in environ.items()})
+    assert (given.basis.functions, given.basis.cutoff, given.basis.body_order) == (30, 7.0, 4)
+    assert given.basis.embedding == "finnis-sinclair"
+    assert given.origins["BASIS_FUNCTIONS"] == "environment"
+    assert given.origins["BASIS_CUTOFF"] == f"file {tmp_path / 'cutoff'}"
+    assert given.origins["BASIS_BODY_ORDER"] == f"config {tmp_path / 'c.yaml'}"
+    assert given.origins["BASIS_EMBEDDING"] == "default"
+
+
+def test_arguments_come_before_all():
+    given = settings.load({"MLIP_PACE_BASIS_FUNCTIONS": "10"}, basis={"functions": 20})
+    assert given.basis.functions == 20
+
+
+def test_value_and_file_together_are_refused(tmp_path):
+    (tmp_path / "n").write_text("7")
+    assert "both given" in refused(BASIS_FUNCTIONS="3", BASIS_FUNCTIONS_FILE=str(tmp_path / "n"))
+
+
+def test_all_mistakes_are_reported_at_once():
+    message = refused(TRANING_KAPPA="1", TRAINING_KAPPA="2", BASIS_ELEMENTS="Al,Qq", REFERENCE_KIND="zlb", DATA_PATH="'/data'")
+    assert "unknown variable MLIP_PACE_TRANING_KAPPA (did you mean MLIP_PACE_TRAINING_KAPPA?)" in message
+    assert "MLIP_PACE_TRAINING_KAPPA=2: allowed: 'auto' or less than or equal to 1" in message
+    assert "MLIP_PACE_BASIS_ELEMENTS=Al,Qq: Qq: no chemical element" in message
+    assert "MLIP_PACE_REFERENCE_KIND=zlb: allowed: 'zbl', 'lj' or 'none'" in message
+    assert "the quotes are part of the value" in message
+    assert len(message.splitlines()) == 5
+
+
+@pytest.mark.parametrize("name", ["SERVICE_HOST", "WEB_SERVICE_PORT", "PORT", "PORT_80_TCP_ADDR", "WEB_SERVICE_PORT_HTTP"])
+def test_what_kubernetes_injects_is_ignored(name):
+    settings.load({f"MLIP_PACE_{name}": "tcp://10.0.0.1:80"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("TRAINING_LADDER_STEP", "1.5", "a whole number, a fraction below 1"),
+        ("TRAINING_KAPPA", "nan", "finite"),
+        ("REFERENCE_OUTER", "-1", "greater than 0"),
+        ("DATA_E0", "Al", "auto, none"),
+        ("REFERENCE_SIGMA", "Al:2", "a pair of elements"),
+        ("BASIS_FUNCTIONS", "ten", "valid integer"),
+        ("CONFIG", "/nowhere.yaml", "cannot be read"),
+    ],
+)
+def test_a_bad_value_names_the_variable_and_what_is_allowed(name, value, words):
+    message = refused(**{name: value})
+    assert f"MLIP_PACE_{name}={value}" in message
+    assert words in message
+
+
+@pytest.mark.parametrize("text", ["bassis: {functions: 3}", "basis: {function: 3}", "- a", "basis: 3", "a: ["])
+def test_a_bad_yaml_file_is_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    assert "c.yaml" in refused(CONFIG=str(tmp_path / "c.yaml"))
+
+
+def test_values_are_read_as_users_write_them():
+    environ = {"BASIS_ELEMENTS": "Mg, Al", "DATA_E0": "Al:-0.1, Mg:2", "TRAINING_LADDER_STEP": "10,0.02"}
+    environ |= {"REFERENCE_SIGMA": "Mg-Al:2.5", "OUTPUT_OVERWRITE": "1", "DATA_TEST_PATH": ""}
+    given = settings.load({f"MLIP_PACE_{name}": value for name, value in environ.items()})
+    assert given.basis.elements == ["Al", "Mg"]
+    assert given.data.e0 == {"Al": -0.1, "Mg": 2.0}
+    assert given.data.test_path is None
+    assert given.training.ladder_step == [10.0, 0.02]
+    assert given.reference.sigma == {"Al-Mg": 2.5}
+    assert given.output.overwrite is True
+
+
+def test_zero_epochs_need_a_linear_start():
+    assert settings.load({"MLIP_PACE_TRAINING_MAX_EPOCHS": "0"}).training.max_epochs == 0
+    assert "TRAINING_MAX_EPOCHS=0" in refused(TRAINING_MAX_EPOCHS="0", TRAINING_START="zero")
+
+
+def test_the_listing_is_quick_and_loads_nothing_heavy():
+    code = "import sys; from mlip_pace.cli import main; main(['settings', '--json']); heavy = {'tensorflow', 'pandas', 'ase'}"
+    code += "; assert not heavy & set(sys.modules)"
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - begin < 3  # generous; about 0.3 s
+    schema = json.loads(done.stdout)
+    assert schema["properties"]["training"]["properties"]["kappa"]["default"] == 0.01
