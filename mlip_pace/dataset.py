@@ -9,10 +9,8 @@ databases, data frames) every structure is its own group, unless it has a `group
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,139 +18,22 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 from ase.data import atomic_numbers
-from ase.stress import voigt_6_to_full_3x3_stress
 
+from mlip_pace.audit import Audit, Broken, NotInBasis, checked, fully_periodic, labels
 from mlip_pace.errors import DataError
 from mlip_pace.neighbours import neighbours
 from mlip_pace.readers import COLLECTIONS, InputFile, read_frames
-from mlip_pace.settings import ELEMENTS, DataSettings
+from mlip_pace.settings import DataSettings
 
 ATOMS, ENERGY, FORCES, STRESS = "ase_atoms", "energy_dft", "forces_dft", "stress_dft"
 NAME, SOURCE, CONFIG_TYPE, GROUP, SPLIT = "name", "source", "config_type", "group", "split"
 ENERGY_ATOMS = "energy_atoms"  # sum of E0, eV
 TRAIN, TEST = "train", "test"
 
-# Closer than any bond (H2 is 0.74 Å): a unit or a cell is wrong.
-CLOSEST = 0.5  # Å
-# Beyond anything that a converged calculation of a usable structure gives.
-LARGEST_FORCE = 1000.0  # eV/Å
-
-
-@dataclass
-class Audit:
-    """What was read, what was left out and why, and which keys held the labels."""
-
-    read: int = 0
-    rejected: int = 0
-    left_out: list[dict[str, str]] = field(default_factory=list)
-    keys: Counter[str] = field(default_factory=Counter)
-
-    def reject(self, source: str, reason: str) -> None:
-        """Leave out a structure that is wrong."""
-        self.rejected += 1
-        self.leave_out(source, reason)
-
-    def leave_out(self, source: str, reason: str) -> None:
-        """Leave out a structure that is sound but not to be fitted."""
-        self.left_out.append({"source": source, "reason": reason})
-
-
-class _Broken(Exception):
-    """A structure cannot be used; says why."""
-
 
 def save_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write what pacemaker reads. Fast compression: these files are read back once or twice."""
     frame.to_pickle(path, compression={"method": "gzip", "compresslevel": 1}, protocol=4)
-
-
-def labels(atoms: Atoms, keys: DataSettings) -> tuple[dict[str, Any], str]:
-    """Energy (eV), forces (n, 3) and stress (3, 3) or none of a structure, and the names of the keys they were under.
-
-    Keys that the user names come first; then a calculator's results, then `REF_*` and `dft_*` in info and arrays. Energy
-    and forces are taken from the same place.
-    """
-    results = dict(atoms.calc.results) if atoms.calc is not None else {}
-    stored = {**atoms.info, **atoms.arrays}
-    given = {"energy": keys.energy_key, "forces": keys.forces_key, "stress": keys.stress_key}
-    named = {kind: key for kind, key in given.items() if key != "auto"}
-    for kind, key in named.items():
-        if key not in stored and key not in results and kind != "stress":
-            raise _Broken(f"no {kind} under the key {key!r} (MLIP_PACE_DATA_{kind.upper()}_KEY)")
-    places: list[dict[str, str]] = [{k: k for k in ("energy", "free_energy", "forces", "stress") if results.get(k) is not None}]
-    for prefix in ("ref", "dft"):
-        place = {}
-        for key in stored:
-            match = re.fullmatch(rf"{prefix}_(free_energy|energy|forces?|stress)", key, flags=re.IGNORECASE)
-            if match:
-                place["forces" if match[1].lower() == "force" else match[1].lower()] = key
-        places.append(place)
-    for place in places:
-        if "free_energy" in place:
-            place["energy"] = place["free_energy"]
-        place.update(named)
-    place = next((p for p in places if "energy" in p and "forces" in p), {})
-    if not place:
-        has: dict[str, str] = next((p for p in places if p), {})
-        raise _Broken("no energy and forces" if not has else "no forces" if "energy" in has else "no energy")
-    found = {kind: results.get(key, stored.get(key)) for kind, key in place.items() if kind in given}
-    return found, " ".join(f"{kind}={place[kind]}" for kind in given if found.get(kind) is not None)
-
-
-def checked(atoms: Atoms, found: dict[str, Any], elements: Sequence[str] | None) -> tuple[float, Any, Any]:
-    """Energy, forces (n, 3) and stress (3, 3) or None as floats, once they have passed every check. Raises `_Broken`."""
-    count = len(atoms)
-    if count == 0:
-        raise _Broken("no atoms")
-    try:
-        energy = float(found["energy"])
-        forces = np.asarray(found["forces"], dtype=float)
-        stress = None if found.get("stress") is None else np.asarray(found["stress"], dtype=float)
-    except (TypeError, ValueError):
-        raise _Broken("energy, forces or stress are not numbers") from None
-    if forces.shape != (count, 3):
-        raise _Broken(f"forces has {forces.size} values in shape {forces.shape}, expected ({count}, 3)")
-    if stress is not None and stress.size not in (6, 9):
-        raise _Broken(f"stress has {stress.size} values, expected 6 (Voigt) or 9")
-    if not np.isfinite(energy):
-        raise _Broken(f"energy is {energy}")
-    for name, array in (("forces", forces), ("positions", atoms.positions), ("cell", atoms.cell.array), ("stress", stress)):
-        if array is not None and not np.isfinite(array).all():
-            raise _Broken(f"{name} has values that are no finite numbers")
-    largest = float(np.linalg.norm(forces, axis=1).max())
-    if largest > LARGEST_FORCE:
-        raise _Broken(f"a force of {largest:.3g} eV/Å, above {LARGEST_FORCE:g}")
-    unknown = sorted(set(atoms.symbols) - set(ELEMENTS))
-    if unknown:
-        raise _Broken(f"{', '.join(unknown)}: no chemical element")
-    if any(atoms.pbc) and abs(atoms.cell.volume) < 1e-6 and atoms.pbc.all():
-        raise _Broken("periodic, but without a cell")
-    distances = neighbours("d", atoms, CLOSEST)
-    if distances.size:
-        raise _Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
-    if elements is not None and not set(atoms.symbols) <= set(elements):
-        foreign = sorted(set(atoms.symbols) - set(elements))
-        raise _NotInBasis(f"{', '.join(foreign)} not in MLIP_PACE_BASIS_ELEMENTS={','.join(elements)}")
-    if stress is not None:
-        stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
-    return energy, forces, stress
-
-
-class _NotInBasis(_Broken):
-    """Sound, but about other elements than the user asked for."""
-
-
-def fully_periodic(atoms: Atoms, cutoff: float) -> tuple[Atoms, float]:
-    """A slab or wire as a fully periodic cell with enough vacuum; also the volume before over that after.
-
-    pacemaker knows only fully periodic and fully open structures.
-    """
-    if atoms.pbc.all() or not atoms.pbc.any():
-        return atoms, 1.0
-    wide, volume = atoms.copy(), abs(atoms.cell.volume)
-    wide.center(vacuum=cutoff, axis=np.flatnonzero(~atoms.pbc))
-    wide.pbc = True
-    return wide, volume / wide.cell.volume
 
 
 def composition(atoms: Atoms) -> str:
@@ -185,10 +66,10 @@ def rows_of(
         try:
             found, used = labels(atoms, keys)
             energy, forces, stress = checked(atoms, found, elements)
-        except _NotInBasis as reason:
+        except NotInBasis as reason:
             audit.leave_out(source, str(reason))
             continue
-        except _Broken as reason:
+        except Broken as reason:
             audit.reject(source, str(reason))
             continue
         audit.keys[used] += 1
@@ -287,8 +168,20 @@ def assemble(
         "e0_source": {symbol: e0_source[symbol] for symbol in used},
         "keys": dict(audit.keys),
         "left_out": audit.left_out,
+        "warnings": _warnings(frame, e0_source, data),
     }
     return frame, summary
+
+
+def _warnings(frame: pd.DataFrame, e0_source: dict[str, str], data: DataSettings) -> list[str]:
+    warnings = []
+    if "least squares" in e0_source.values():
+        warnings.append("E0 by least squares: energies are not relative to free atoms; add isolated atoms to the data")
+    if (data.test_path or data.test_fraction > 0) and not (frame[SPLIT] == TEST).any():
+        warnings.append(
+            "there are no test structures: what is in the test data is also in the training data, or it cannot be split"
+        )
+    return warnings
 
 
 def _first_reasons(audit: Audit) -> str:
@@ -331,7 +224,8 @@ def _without_isolated(rows: list[dict[str, Any]], cutoff: float, audit: Audit) -
     for row in rows:
         atoms = row[ATOMS]
         lonely = np.bincount(neighbours("i", atoms, cutoff), minlength=len(atoms)) == 0
-        if len(atoms) == 1 and lonely.all():
+        said = row[CONFIG_TYPE].lower().replace("_", "") == "isolatedatom"  # its box may be smaller than the cutoff
+        if len(atoms) == 1 and (said or lonely.all()):
             symbol = atoms.symbols[0]
             isolated[symbol] = min(row[ENERGY], isolated.get(symbol, np.inf))
             audit.leave_out(row[SOURCE], f"isolated atom: its energy is E0 of {symbol}")
@@ -385,21 +279,24 @@ def _without_extremes(frame: pd.DataFrame, data: DataSettings, audit: Audit) -> 
 def split_by_group(frame: pd.DataFrame, fraction: float, seed: int) -> list[str]:
     """`train` or `test` for each row: whole groups, about `fraction` of the structures, never the last ones of an element.
 
-    The choice depends on the names of the groups and the seed, not on their order.
+    The choice depends on the names of the groups and the seed, not on their order. Where every group is larger than what is
+    wanted, the smallest one is taken, unless that is more than half of all.
     """
     sizes = frame.groupby(GROUP).size()
     drawn = sorted(sizes.index, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
-    element_counts = {
-        group: Counter(symbol for atoms in rows[ATOMS] for symbol in set(atoms.symbols)) for group, rows in frame.groupby(GROUP)
-    }
-    remaining = sum(element_counts.values(), Counter())
+    elements = {g: Counter(s for atoms in rows[ATOMS] for s in set(atoms.symbols)) for g, rows in frame.groupby(GROUP)}
+    remaining = sum(elements.values(), Counter())
     wanted, taken, test = round(fraction * len(frame)) or int(fraction > 0), 0, set()
-    for group in drawn:
-        left = remaining - element_counts[group]
-        if taken >= wanted:
-            break
-        if len(left) == len(remaining) and taken + sizes[group] <= len(frame) / 2:
+
+    def take(group: Any, most: float) -> None:
+        nonlocal taken, remaining
+        left = remaining - elements[group]
+        if taken < wanted and taken + sizes[group] <= most and len(left) == len(remaining):
             test.add(group)
-            taken += sizes[group]
-            remaining = left
+            taken, remaining = taken + sizes[group], left
+
+    for group in drawn:
+        take(group, most=min(1.5 * wanted + 1, len(frame) - 2))
+    if not test:
+        take(min(drawn, key=lambda g: (sizes[g], drawn.index(g))), most=len(frame) / 2)
     return [TEST if group in test else TRAIN for group in frame[GROUP]]

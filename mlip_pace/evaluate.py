@@ -5,13 +5,16 @@ Energies in eV/atom, forces in eV/Å per component, stress in eV/Å^3 per compon
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from ase import Atoms
 
-from mlip_pace import basis
+from mlip_pace import basis, process
+from mlip_pace.basis import Array
 from mlip_pace.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, SOURCE, SPLIT, STRESS, TEST, save_frame
 from mlip_pace.reference import Reference
 from mlip_pace.settings import EvaluateSettings
@@ -19,11 +22,21 @@ from mlip_pace.settings import EvaluateSettings
 VOIGT = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])
 
 
-def predict(potential: Path, reference: Reference, frame: pd.DataFrame) -> pd.DataFrame:
+CHUNK = 16  # structures that a worker takes at a time
+
+
+def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers: int = 1) -> pd.DataFrame:
     """`energy_pred` (eV, on the DFT scale), `forces_pred` (n, 3) and `stress_pred` (3, 3) or None for each row of `frame`."""
-    calculator = basis.calculator_of(potential)
-    rows = []
-    for atoms in frame[ATOMS]:
+    structures = list(frame[ATOMS])
+    chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
+    parts = process.parallel_map(partial(_predict, potential=potential, reference=reference), chunks, workers)
+    rows = [row for part in parts for row in part]
+    return pd.DataFrame(rows, columns=["energy_pred", "forces_pred", "stress_pred"], index=frame.index)
+
+
+def _predict(structures: list[Atoms], potential: Path, reference: Reference) -> list[tuple[float, Array, Array | None]]:
+    calculator, rows = basis.calculator_of(potential), []
+    for atoms in structures:
         calculator.calculate(atoms)
         energy, forces, stress = reference.evaluate(atoms)
         if stress is not None:
@@ -31,7 +44,7 @@ def predict(potential: Path, reference: Reference, frame: pd.DataFrame) -> pd.Da
             full[VOIGT] = full[VOIGT[::-1]] = calculator.results["stress"]
             stress = stress + full
         rows.append((calculator.results["energy"] + energy, calculator.results["forces"] + forces, stress))
-    return pd.DataFrame(rows, columns=["energy_pred", "forces_pred", "stress_pred"], index=frame.index)
+    return rows
 
 
 def errors(frame: pd.DataFrame) -> dict[str, float | int]:
@@ -54,10 +67,11 @@ def errors(frame: pd.DataFrame) -> dict[str, float | int]:
 
 
 def score(
-    folder: Path, *, target: pd.DataFrame, sources: list[str], potential: Path, reference: Reference, gate: EvaluateSettings
-) -> dict[str, Any]:
+    folder: Path, *, target: pd.DataFrame, sources: list[str], potential: Path, reference: Reference, gate: EvaluateSettings,
+    workers: int,
+) -> dict[str, Any]:  # fmt: skip
     """The stage: write `predictions.pckl.gzip`; the summary has the errors by subset and by config_type, and the gate."""
-    frame = target.join(predict(potential, reference, target))
+    frame = target.join(predict(potential, reference, target, workers))
     used = frame[SOURCE].isin(sources)
     frame["subset"] = np.where(frame[SPLIT] == TEST, "test", np.where(used, "train", "left_out"))
     save_frame(frame, folder / "predictions.pckl.gzip")

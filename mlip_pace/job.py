@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,8 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
 
         scores = stage(stages.evaluate, lambda folder: evaluate.score(
             folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
-            potential=stages.train.folder / "potential.yace", reference=ref, gate=settings.evaluate))  # fmt: skip
+            potential=stages.train.folder / "potential.yace", reference=ref, gate=settings.evaluate,
+            workers=_threads(settings)))  # fmt: skip
 
         journal.enter("publish")
         metadata = _metadata(settings, stages, files, test_files, digests, section)
@@ -229,8 +231,6 @@ def _say_collected(journal: Journal, collected: dict[str, Any]) -> None:
         journal.say(f"left out: {item['source']}: {item['reason']}")
     if len(collected["left_out"]) > 20:
         journal.say(f"… and {len(collected['left_out']) - 20} more; all are in potential.json, dataset.left_out")
-    if "least squares" in collected["e0_source"].values():
-        journal.warn("E0 by least squares: energies are right for the data, but not relative to free atoms; add isolated atoms")
 
 
 def _say_selected(journal: Journal, selected: dict[str, Any]) -> None:
@@ -276,9 +276,19 @@ def _metadata(
         "warnings": [warning for stage in every for warning in stage.summary.get("warnings", [])],
         "versions": versions(),
         "settings": {name: {"value": value, "from": settings.origins.get(name, "default")} for name, value in values.items()},
-        "hardware": {"machine": platform.machine(), "cpus": process.usable_cpus(), "host_cpus": os.cpu_count()},
+        "hardware": {
+            "machine": platform.machine(),
+            "cpus": process.usable_cpus(),
+            "host_cpus": os.cpu_count(),
+            "peak_memory_mb": _peak_memory(),
+        },
         "seconds": {stage.name.split("-")[1]: stage.seconds for stage in every},
     }
+
+
+def _peak_memory() -> int:
+    """Largest memory of our own process so far, MB; pacemaker's is not in it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def versions() -> dict[str, str]:

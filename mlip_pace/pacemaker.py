@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,7 @@ class PacemakerRunner:
         self.progress = progress
         self.threads = threads or process.usable_cpus()
         self.linear_start: dict[str, float] = {}
+        self.seconds = 0.0  # of the pacemaker process
         scratch = folder / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
         self.environment = process.environment(self.threads, device, scratch.resolve())
@@ -126,7 +128,9 @@ class PacemakerRunner:
             self._write_data(attempt / "test.pckl.gzip", test)
         (attempt / "input.yaml").write_text(self.render(train, has_test, before, start))
         command = [process.program("pacemaker"), "input.yaml", "--no-predict"]
+        begin = time.monotonic()
         process.run(command, attempt, attempt / "output.log", self.environment, lambda: self._follow(attempt, before))
+        self.seconds = round(time.monotonic() - begin, 3)
         history = _metrics(attempt)
         done = before + _last_iteration(history)
         if not history or not np.isfinite(history[-1]["loss"]):
@@ -281,6 +285,7 @@ def fit(
         "attempts": trained.attempts,
         **({"loss": trained.loss} if trained.loss is not None else {}),
         "linear_start": trained.linear_start,
+        "pacemaker_seconds": runner.seconds,
         "kappa": resolve_kappa(train, training.kappa),
         "stopped": trained.stopped,
         "batch_size": runner.batch_size(train),

@@ -6,6 +6,7 @@ others, so whoever sees it can trust what it names.
 
 from __future__ import annotations
 
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,8 +148,6 @@ def _set_aside(output: Path) -> None:
 
 def prepare(output: Path) -> None:
     """Create the output path and see that we can write there. Raises `OutputError`, `UnsafeError`."""
-    import os
-
     try:
         output.mkdir(parents=True, exist_ok=True)
         refuse_links(output)

@@ -178,7 +178,7 @@ def _read_gpaw(path: Path) -> Iterator[Atoms | str]:
 def _read_extxyz(path: Path) -> Iterator[Atoms | str]:
     """Frame by frame, so that a broken one does not take the others with it."""
     with _open(path) as binary:
-        lines = io.TextIOWrapper(binary, encoding="utf-8", errors="replace")
+        lines = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="replace")
         number = 0
         while first := lines.readline():
             number += 1

@@ -8,7 +8,7 @@ from conftest import labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlip_pace import atoms_to_dataframe, dataset
+from mlip_pace import atoms_to_dataframe, audit, dataset
 from mlip_pace.errors import DataError
 from mlip_pace.settings import DataSettings
 
@@ -138,7 +138,7 @@ def test_keys_that_the_user_names_come_first():
     atoms = labelled(cell(1.1), -14.0)
     atoms.info["my_energy"], atoms.arrays["my_forces"] = -9.0, np.ones((4, 3))
     keys = DataSettings.model_construct(energy_key="my_energy", forces_key="my_forces")
-    found, used = dataset.labels(atoms, keys)
+    found, used = audit.labels(atoms, keys)
     assert found["energy"] == -9.0
     assert found["forces"].sum() == 12
     assert used.startswith("energy=my_energy forces=my_forces")
@@ -148,12 +148,12 @@ def test_energy_and_forces_come_from_the_same_place():
     atoms = bare("REF_energy", "REF_forces", -9.0)
     atoms.calc = labelled(cell(), -14.0).calc
     del atoms.calc.results["forces"]
-    assert dataset.labels(atoms, DataSettings.model_construct())[0]["energy"] == -9.0
+    assert audit.labels(atoms, DataSettings.model_construct())[0]["energy"] == -9.0
 
 
 def test_the_free_energy_is_preferred():
     atoms = with_results(energy=-14.0, free_energy=-14.1)
-    assert dataset.labels(atoms, DataSettings.model_construct())[0]["energy"] == -14.1
+    assert audit.labels(atoms, DataSettings.model_construct())[0]["energy"] == -14.1
 
 
 def test_a_slab_becomes_periodic_with_vacuum_and_keeps_its_virial():

@@ -252,7 +252,7 @@ def test_a_signal_ends_the_job_with_its_code(tmp_path, number, code):
     assert job.returncode == last["code"] == code
     assert last["resumable"]
     assert not (tmp_path / "potential.json").exists()
-    assert not processes_in(tmp_path)
+    wait_for(lambda: not processes_in(tmp_path), 5)
 
 
 def test_a_second_run_on_the_same_output_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from ase.io import write
 from ase.units import Bohr, GPa, Hartree, Ry
 from conftest import EXAMPLES, RAW, beside, labelled
 
-from mlip_pace import dataset
+from mlip_pace import audit, dataset
 from mlip_pace.errors import NoInputError, UnsafeError
 from mlip_pace.readers import InputFile, find_files, format_of, load_frame, read_frames
 from mlip_pace.settings import DataSettings
@@ -32,7 +32,7 @@ def read(path) -> list[Atoms | str]:
 def labels_of(atoms: Atoms):
     """Energy (eV), forces (eV/Å), stress (3, 3) in eV/Å^3 as the job takes them."""
     assert not isinstance(atoms, str), atoms
-    return dataset.checked(atoms, dataset.labels(atoms, KEYS)[0], None)
+    return audit.checked(atoms, audit.labels(atoms, KEYS)[0], None)
 
 
 def numbers(pattern: str, text: str, columns: int):
@@ -221,10 +221,10 @@ def test_an_xyz_cut_within_a_line_loses_only_that_frame(tmp_path, five):
 def test_a_broken_frame_does_not_take_the_others_with_it(tmp_path, five, line, text):
     (tmp_path / "a.xyz").write_text("".join([*five[:line], text, *five[line + 1 :]]))
     (file,) = find_files(str(tmp_path))
-    audit = dataset.Audit()
-    assert len(dataset.rows_of(dataset.structures_of([file]), KEYS, None, 5.0, audit)) == 4
-    assert audit.read == 5
-    (broken,) = audit.left_out
+    seen = audit.Audit()
+    assert len(dataset.rows_of(dataset.structures_of([file]), KEYS, None, 5.0, seen)) == 4
+    assert seen.read == 5
+    (broken,) = seen.left_out
     assert broken["source"] == "a.xyz#1"
     assert broken["reason"]
 
@@ -249,9 +249,9 @@ def test_an_unreadable_file_says_so(tmp_path, name, content):
 def test_half_an_output_says_so(tmp_path):
     text = (RAW / "al.relax.pwo").read_text()
     (tmp_path / "a.pwo").write_text(text[: text.index("!    total energy")])
-    audit = dataset.Audit()
-    assert dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), KEYS, None, 5.0, audit) == []
-    assert audit.left_out == [{"source": "a.pwo#0", "reason": "no energy and forces"}]
+    seen = audit.Audit()
+    assert dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), KEYS, None, 5.0, seen) == []
+    assert seen.left_out == [{"source": "a.pwo#0", "reason": "no energy and forces"}]
 
 
 def names(path) -> list[str]:
@@ -283,5 +283,5 @@ def test_labels_keep_info_of_the_frame(tmp_path):
     atoms = labelled(Atoms("Al2", [(0, 0, 0), (0, 0, 2.5)], cell=[9, 9, 9], pbc=True), -1.0)
     atoms.info.update(config_type="dimer", group="g")
     write(tmp_path / "a.xyz", atoms, format="extxyz")
-    (row,) = dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), KEYS, None, 5.0, dataset.Audit())
+    (row,) = dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), KEYS, None, 5.0, audit.Audit())
     assert (row["config_type"], row["group"], row["source"]) == ("dimer", "g", "a.xyz#0")
