@@ -7,11 +7,13 @@ it unless it has been run with the same inputs. Heavy data passes through files 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import resource
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from ase import Atoms
 from filelock import FileLock, Timeout
 
 from mlip_pace import __version__, basis, core, dataset, evaluate, pacemaker, potential, process, reference, selection
-from mlip_pace.errors import BusyError, DeviceError, GateError, OtherResultError
+from mlip_pace.errors import BusyError, DeviceError, GateError, OtherResultError, TimeLimitError
 from mlip_pace.log import Journal
 from mlip_pace.potential import SIDECAR, Potential
 from mlip_pace.readers import InputFile, find_files, load_frame
@@ -30,6 +32,7 @@ from mlip_pace.steps import Stage, once, plan, sha256
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
     """Collect, subtract, choose, train, evaluate, publish. Raises `errors.JobError`, one for each exit code but 0."""
+    begin = time.monotonic()
     output = settings.output.path
     potential.prepare(output)
     with _only_run(output):
@@ -71,25 +74,32 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
             folder, target=_frame(stages.subtract, "target"), potential=section, settings=settings.selection))  # fmt: skip
         _say_selected(journal, selected)
 
+        deadline = _deadline(settings, begin)
         trained = stage(stages.train, lambda folder: pacemaker.fit(
             folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
             potential=section, reference=ref, shortest=shortest, e0=collected["e0"], training=settings.training,
-            override=override, threads=_threads(settings), device=device,
+            override=override, threads=_threads(settings), device=device, deadline=deadline,
             progress=lambda values: journal.progress(values, settings.training.max_epochs)))  # fmt: skip
         journal.end_progress()
         loss = f", loss {trained['loss']:.4g}" if "loss" in trained else ""
         journal.say(f"{trained['iterations']} iterations{loss}: {trained['stopped']}")
 
-        scores = stage(stages.evaluate, lambda folder: evaluate.score(
+        scored = stages.evaluate if trained["complete"] else _so_far(stages.evaluate, trained)
+        scores = stage(scored, lambda folder: evaluate.score(
             folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
-            potential=stages.train.folder / "potential.yace", reference=ref, gate=settings.evaluate,
+            potential=stages.train.result / "potential.yace", reference=ref, gate=settings.evaluate,
             workers=_threads(settings)))  # fmt: skip
 
         journal.enter("publish")
-        metadata = _metadata(settings, stages, files, test_files, digests, section)
-        result = potential.publish(output, stages.train.folder, ref, collected["elements"], metadata)
+        metadata = _metadata(settings, stages, scores, files, test_files, digests, section)
+        result = potential.publish(output, stages.train.result, ref, collected["elements"], metadata)
         journal.say(f"published {result.path}")
         journal.say(error_table(scores["errors"]), errors=scores["errors"])
+        if not trained["complete"]:
+            raise TimeLimitError(
+                f"the time limit came first, after {trained['iterations']} iterations; the potential so far is published",
+                "run the same command again to continue",
+            )
         return _within_gate(result)
 
 
@@ -189,8 +199,10 @@ def _within_gate(result: Potential) -> Potential:
 def _already_published(settings: Settings, stages: Stages) -> Potential | None:
     """The potential of just these inputs, if it is there. Raises `OtherResultError` if that of others is."""
     found = potential.intact(settings.output.path / SIDECAR)
-    if found is None or found.metadata["fingerprint"] == stages.evaluate.fingerprint:
-        return found
+    if found is None:
+        return None
+    if found.metadata["fingerprint"] == stages.evaluate.fingerprint:
+        return found if found.metadata["complete"] else None
     if not settings.output.overwrite:
         raise OtherResultError(
             f"{settings.output.path} holds the potential of other inputs or settings",
@@ -201,6 +213,19 @@ def _already_published(settings: Settings, stages: Stages) -> Potential | None:
 
 def _frame(stage: Stage, name: str) -> pd.DataFrame:
     return load_frame(stage.folder / f"{name}.pckl.gzip")
+
+
+def _deadline(settings: Settings, begin: float) -> float:
+    """When the training has to stop, so that evaluation and publishing still fit in: they take less than twice all before."""
+    if settings.run.time_limit is None:
+        return math.inf
+    return begin + settings.run.time_limit - max(10.0, 2 * (time.monotonic() - begin))
+
+
+def _so_far(evaluation: Stage, trained: dict[str, Any]) -> Stage:
+    """The evaluation of a fit that is not complete: its result is not that of the whole."""
+    suffix = f"{trained['iterations']} iterations, attempt {trained['attempts']}"
+    return replace(evaluation, fingerprint=f"{evaluation.fingerprint}: {suffix}")
 
 
 def _threads(settings: Settings) -> int:
@@ -245,13 +270,12 @@ def _say_selected(journal: Journal, selected: dict[str, Any]) -> None:
 
 
 def _metadata(
-    settings: Settings, stages: Stages, files: list[InputFile], test_files: list[InputFile] | None, digests: dict[str, str],
-    section: dict[str, Any],
+    settings: Settings, stages: Stages, scores: dict[str, Any], files: list[InputFile], test_files: list[InputFile] | None,
+    digests: dict[str, str], section: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """What the sidecar says (docs/contract.md, section 4)."""
     collected, subtracted, trained = stages.collect.summary, stages.subtract.summary, stages.train.summary
-    scores = stages.evaluate.summary
-    every = (stages.collect, stages.subtract, stages.activeset, stages.train, stages.evaluate)
+    every = (stages.collect, stages.subtract, stages.activeset, stages.train)
     formats = {file.name: file.format for file in files} | {f"test:{file.name}": file.format for file in test_files or []}
     values = {
         f"{group.upper()}_{field}".upper(): value
@@ -259,7 +283,7 @@ def _metadata(
         for field, value in getattr(settings, group).model_dump(mode="json").items()
     }
     return {
-        "complete": True,
+        "complete": trained["complete"],
         "fingerprint": stages.evaluate.fingerprint,
         "errors": scores["errors"],
         "errors_by_config_type": scores["errors_by_config_type"],

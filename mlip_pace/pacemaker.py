@@ -6,6 +6,8 @@ from the last checkpoint and what happened stays to be seen. Energies in eV, for
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
 import time
@@ -22,9 +24,10 @@ from ruamel.yaml import YAML
 from mlip_pace import core, linear, process
 from mlip_pace.checkpoint import CHECKPOINT
 from mlip_pace.dataset import ATOMS, NAME, SOURCE, SPLIT, TEST, save_frame
-from mlip_pace.errors import DivergedError, SettingsError, ToolError
+from mlip_pace.errors import DivergedError, SettingsError, TimeLimitError, ToolError
 from mlip_pace.reference import Reference
 from mlip_pace.settings import TrainingSettings
+from mlip_pace.steps import write_whole
 from mlip_pace.weights import loss_weights, resolve_kappa
 
 TEMPLATES = Environment(
@@ -51,6 +54,7 @@ class Trained:
     loss: float | None
     stopped: str
     linear_start: dict[str, float]
+    complete: bool = True  # False: the deadline came first
 
 
 def load_override(path: Path | None) -> dict[str, Any]:
@@ -91,12 +95,14 @@ class PacemakerRunner:
 
     def __init__(
         self, folder: Path, potential: dict[str, Any], training: TrainingSettings | None = None, *, threads: int | None = None,
-        device: str = "cpu", override: dict[str, Any] | None = None, progress: Progress = lambda _: None,
+        device: str = "cpu", deadline: float = math.inf, override: dict[str, Any] | None = None,
+        progress: Progress = lambda _: None,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.potential = potential
         self.training = training or TrainingSettings()
         self.override = override or {}
+        self.deadline = deadline  # of time.monotonic; pacemaker is stopped then
         self.progress = progress
         self.threads = threads or process.usable_cpus()
         self.linear_start: dict[str, float] = {}
@@ -115,7 +121,8 @@ class PacemakerRunner:
         """
         attempts = sorted(self.folder.glob("attempt-*"), key=lambda p: int(p.name.split("-")[1]))
         before = sum(_last_iteration(_metrics(attempt)) for attempt in attempts)
-        start = next((a / CHECKPOINT for a in reversed(attempts) if (a / CHECKPOINT).exists()), None) or self._start(train)
+        checkpoint = next((a / CHECKPOINT for a in reversed(attempts) if (a / CHECKPOINT).exists()), None)
+        start = self._start(train) if checkpoint is None else checkpoint
         target = self.folder / "potential.yaml"
         if start is not None and before >= self.training.max_epochs and not self.training.ladder_step:
             shutil.copyfile(start, target)
@@ -129,10 +136,19 @@ class PacemakerRunner:
         (attempt / "input.yaml").write_text(self.render(train, has_test, before, start))
         command = [process.program("pacemaker"), "input.yaml", "--no-predict"]
         begin = time.monotonic()
-        process.run(command, attempt, attempt / "output.log", self.environment, lambda: self._follow(attempt, before))
+        log = attempt / "output.log"
+        ended = process.run(command, attempt, log, self.environment, lambda: self._follow(attempt, before), self.deadline)
         self.seconds = round(time.monotonic() - begin, 3)
         history = _metrics(attempt)
         done = before + _last_iteration(history)
+        if not ended:
+            kept = attempt / CHECKPOINT if (attempt / CHECKPOINT).exists() else start
+            if kept is None:
+                raise TimeLimitError("the time limit came before the first iteration", "give MLIP_PACE_RUN_TIME_LIMIT more")
+            shutil.copyfile(kept, target)
+            loss = history[-1]["loss"] if history else None
+            why = "the time limit came first"
+            return Trained(target, done, len(attempts) + 1, loss, why, self.linear_start, complete=False)
         if not history or not np.isfinite(history[-1]["loss"]):
             raise DivergedError(
                 f"the loss is no longer a number after {done} iterations",
@@ -140,7 +156,7 @@ class PacemakerRunner:
             )
         output = attempt / "output_potential.yaml"
         if not output.exists():
-            raise ToolError("pacemaker wrote no potential", detail=process.tail(attempt / "output.log"))
+            raise ToolError("pacemaker wrote no potential", detail=process.tail(log))
         shutil.copyfile(output, target)
         why = _why_it_ended(attempt / "log.txt")
         return Trained(target, done, len(attempts) + 1, history[-1]["loss"], why, self.linear_start)
@@ -151,12 +167,16 @@ class PacemakerRunner:
             return Path(self.potential["filename"])
         if self.training.start == "zero" or (self.training.start == "auto" and self.training.ladder_step):
             return None
-        target = self.folder / "start.yaml"
+        target, about = self.folder / "start.yaml", self.folder / "start.json"
+        if about.exists():
+            self.linear_start = json.loads(about.read_text())
+            return target
         w_energy, w_forces = loss_weights(train, self.training.weighting)
         columns = (train[ATOMS], train["energy_corrected"], train["forces"], w_energy, w_forces)
         labelled = [linear.Labelled(*row) for row in zip(*columns, strict=True)]
         kappa = resolve_kappa(train, self.training.kappa)
         self.linear_start = linear.start(target, labelled, self.potential, kappa, self.threads)
+        write_whole(about, json.dumps(self.linear_start))
         return target
 
     def render(self, train: pd.DataFrame, has_test: bool, before: int = 0, start: Path | None = None) -> str:
@@ -263,10 +283,12 @@ def _why_it_ended(log: Path) -> str:
 def fit(
     folder: Path, *, target: pd.DataFrame, sources: list[str], potential: dict[str, Any], reference: Reference,
     shortest: dict[str, float], e0: dict[str, float], training: TrainingSettings, override: dict[str, Any],
-    threads: int, device: str, progress: Progress,
+    threads: int, device: str, deadline: float, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """The stage: train on the structures named in `sources`, settle the core, write `potential.yaml`, `.yace` and `.asi`."""
-    runner = PacemakerRunner(folder, potential, training, threads=threads, device=device, override=override, progress=progress)
+    runner = PacemakerRunner(
+        folder, potential, training, threads=threads, device=device, deadline=deadline, override=override, progress=progress
+    )
     train, test = target[target[SOURCE].isin(sources)], target[target[SPLIT] == TEST]
     trained = runner.train(train, test)
     pairs = core.settle(trained.potential, reference, shortest)
@@ -281,6 +303,7 @@ def fit(
     except ToolError as error:
         warnings.append(f"no active set (potential.asi), the data are too few or singular for it: {error.message}")
     return {
+        "complete": trained.complete,
         "iterations": trained.iterations,
         "attempts": trained.attempts,
         **({"loss": trained.loss} if trained.loss is not None else {}),

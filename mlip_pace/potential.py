@@ -106,7 +106,7 @@ def refuse_links(output: Path) -> None:
 
 
 def publish(output: Path, fitted: Path, reference: Reference, elements: list[str], metadata: dict[str, Any]) -> Potential:
-    """Publish the files of the folder `fitted` and the sidecar; an older result is kept aside in `previous-N`."""
+    """Publish the files of the folder `fitted` and the sidecar; the result of other inputs is kept aside in `previous-N`."""
     package = {"zbl": "", "lj": "EXTRA-PAIR", "none": ""}[reference.kind]
     commands = lammps_commands(reference, elements, "${pace_dir}/potential.yace")
     text = TEMPLATES.get_template("potential.lammps.j2").render(elements=elements, commands=commands, package=package)
@@ -127,7 +127,10 @@ def publish(output: Path, fitted: Path, reference: Reference, elements: list[str
         creation_date=datetime.now(UTC),
         metadata={**metadata, "files": {name: sha256(part) for name, part in parts.items()}, "licenses": LICENSES},
     )
-    _set_aside(output)
+    old = intact(output / SIDECAR)
+    if old is not None and old.metadata["fingerprint"] != metadata["fingerprint"]:
+        _set_aside(output)
+    (output / SIDECAR).unlink(missing_ok=True)  # from here on it would not be true
     for name, part in parts.items():
         part.replace(output / name)
     write_whole(output / SIDECAR, potential.model_dump_json(indent=1))
@@ -135,10 +138,8 @@ def publish(output: Path, fitted: Path, reference: Reference, elements: list[str
 
 
 def _set_aside(output: Path) -> None:
-    """Move an older result, its sidecar first, into the next free `previous-N`."""
+    """Move a result, its sidecar first, into the next free `previous-N`."""
     old = [name for name in (SIDECAR, *FILES) if (output / name).exists()]
-    if SIDECAR not in old:
-        return
     number = next(n for n in range(1, 10**6) if not (output / f"previous-{n}").exists())
     target = output / f"previous-{number}"
     target.mkdir()

@@ -6,12 +6,14 @@ TensorFlow lives in such a child, never in our own process.
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import pwd
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -89,8 +91,17 @@ def program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def run(command: list[str], folder: Path, log: Path, env: Mapping[str, str], follow: Callable[[], None] = lambda: None) -> None:
+def run(
+    command: list[str],
+    folder: Path,
+    log: Path,
+    env: Mapping[str, str],
+    follow: Callable[[], None] = lambda: None,
+    deadline: float = math.inf,
+) -> bool:
     """Run `command` in `folder` with its output in `log`, calling `follow()` a few times a second.
+
+    Returns True when it has ended by itself, False if it was killed at the `deadline` (of `time.monotonic`).
 
     If anything is raised meanwhile (a signal, say), the child is killed: what it has kept by then is whole (checkpoint.py).
     Raises `ToolError` with the tail of the log if the child fails.
@@ -114,6 +125,8 @@ def run(command: list[str], folder: Path, log: Path, env: Mapping[str, str], fol
                 except subprocess.TimeoutExpired:
                     raise_if_stopped()
                     follow()
+                    if time.monotonic() > deadline:
+                        return False
         finally:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
@@ -123,6 +136,7 @@ def run(command: list[str], folder: Path, log: Path, env: Mapping[str, str], fol
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
         last = next((line for line in reversed(tail(log).splitlines()) if line.strip()), "no output")
         raise ToolError(f"{Path(command[0]).name} {how}: {last.strip()}", f"its whole log is {log}", detail=tail(log))
+    return True
 
 
 def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:

@@ -92,11 +92,12 @@ def _ladder(steps: list[float] | None) -> list[float] | None:
     return steps
 
 
+Positive = Annotated[float, Field(gt=0)]
 Elements = Annotated[list[str] | None, NoDecode, BeforeValidator(_elements)]
 E0 = Annotated[Literal["auto", "none"] | dict[str, float], NoDecode, BeforeValidator(_e0)]
 PerPair = Annotated[Literal["auto"] | float | dict[str, float], NoDecode, BeforeValidator(_per_pair)]
+TimeLimit = Annotated[Positive | None, NoDecode, BeforeValidator(_duration)]
 LadderStep = Annotated[list[float] | None, NoDecode, BeforeValidator(_split), AfterValidator(_ladder)]
-Positive = Annotated[float, Field(gt=0)]
 AutoOrPositive = Literal["auto"] | Positive
 
 
@@ -204,6 +205,7 @@ class RunSettings(Group):
     model_config = SettingsConfigDict(env_prefix=PREFIX + "RUN_")
     device: Literal["auto", "cpu", "gpu"] = setting("auto", "where pacemaker computes")
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "threads of the training; auto: CPU affinity")
+    time_limit: TimeLimit = setting(None, "publish the potential so far and stop by then: seconds, or such as 2h30m", "s")
     log_format: Literal["auto", "text", "json"] = setting("auto", "auto: text on a terminal, JSON lines otherwise")
 
 

@@ -2,7 +2,8 @@
 
 A stage's fingerprint is made of its name, the version of this package, its options, the SHA-256 of its input files and the
 fingerprints of the stages it builds on. Work happens in `<stage>.part`, which is renamed when whole; a `.part` of the same
-fingerprint is kept, so that a stage can continue its own work.
+fingerprint is kept, so that a stage can continue its own work. A summary with `complete: False` leaves the stage undone: what
+there is so far is in its `.part`, and the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -33,13 +34,27 @@ class Stage:
         return _fingerprint_in(self.folder / "done.json") == self.fingerprint
 
     @property
+    def part(self) -> Path:
+        """Where it works until it is done."""
+        return self.folder.with_name(self.folder.name + ".part")
+
+    @property
+    def result(self) -> Path:
+        """Where its files are: its folder, or the part of it that there is so far."""
+        return self.folder if self.done else self.part
+
+    @property
     def summary(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.folder / "done.json").read_text())["summary"]
-        return content
+        return dict(self._record["summary"])
 
     @property
     def seconds(self) -> float:
-        return float(json.loads((self.folder / "done.json").read_text())["seconds"])
+        return float(self._record["seconds"])
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.result / ("done.json" if self.done else "so-far.json")).read_text())
+        return record
 
 
 def plan(work: Path, name: str, options: dict[str, Any], *after: Stage, files: dict[str, str] | None = None) -> Stage:
@@ -59,7 +74,7 @@ def once(stage: Stage, run: Callable[[Path], dict[str, Any]]) -> bool:
     """Call `run(folder)` unless the stage is done; it returns the summary. Returns whether anything ran."""
     if stage.done:
         return False
-    part = stage.folder.with_name(stage.folder.name + ".part")
+    part = stage.part
     if _fingerprint_in(part / "started.json") != stage.fingerprint:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -67,8 +82,11 @@ def once(stage: Stage, run: Callable[[Path], dict[str, Any]]) -> bool:
     begin = time.monotonic()
     summary = run(part)
     seconds = round(time.monotonic() - begin, 3)
-    done = {"fingerprint": stage.fingerprint, "seconds": seconds, "summary": summary}
-    write_whole(part / "done.json", json.dumps(done, indent=1))
+    record = json.dumps({"fingerprint": stage.fingerprint, "seconds": seconds, "summary": summary}, indent=1)
+    if summary.get("complete") is False:
+        write_whole(part / "so-far.json", record)
+        return True
+    write_whole(part / "done.json", record)
     shutil.rmtree(stage.folder, ignore_errors=True)
     part.rename(stage.folder)
     return True
