@@ -54,30 +54,41 @@ class Journal:
         self.say(message, "warning")
 
     def progress(self, values: dict[str, float], total: int) -> None:
-        """The training's latest row of metrics (errors of the delta, as pacemaker sees them)."""
-        now, iteration = time.monotonic(), values["iteration"]
-        self.first = self.first or (now, iteration)
-        rate = (iteration - self.first[1]) / (now - self.first[0]) if now > self.first[0] else 0.0
-        eta = round((total - iteration) / rate, 1) if rate > 0 and total >= iteration else None
-        shown: dict[str, Any] = {
-            "iteration": int(iteration), "iterations": total, "loss": values["loss"],
-            "rmse_energy": values["rmse_epa"], "rmse_forces": values["rmse_f_comp"], "eta_seconds": eta,
-        }  # fmt: skip
+        """The training's latest row of metrics (errors of the delta, as pacemaker sees them); empty before the first."""
+        now, iteration = time.monotonic(), values.get("iteration", 0.0)
+        if not values:
+            line = "pacemaker starts, TensorFlow builds its graph"
+            shown: dict[str, Any] = {}
+        else:
+            self.first = self.first or (now, iteration)
+            rate = (iteration - self.first[1]) / (now - self.first[0]) if now > self.first[0] else 0.0
+            eta = round((total - iteration) / rate, 1) if rate > 0 and total >= iteration else None
+            shown = {
+                "iteration": int(iteration),
+                "iterations": total,
+                "loss": values["loss"],
+                "rmse_energy": values["rmse_epa"],
+                "rmse_forces": values["rmse_f_comp"],
+                "eta_seconds": eta,
+            }
+            line = (
+                f"iteration {iteration:.0f}/{total}  loss {values['loss']:.4g}  "
+                f"{1e3 * values['rmse_epa']:.2f} meV/atom  {values['rmse_f_comp']:.4f} eV/Å"
+            )
         self._status(shown)
-        line = (
-            f"iteration {iteration:.0f}/{total}  loss {values['loss']:.4g}  "
-            f"{1e3 * values['rmse_epa']:.2f} meV/atom  {values['rmse_f_comp']:.4f} eV/Å"
-        )
         if self.text and self.terminal:
-            if self.bar is None:
-                columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-                self.bar = Progress(*columns, console=self.console, transient=True)
-                self.bar.add_task("", total=total)
-                self.bar.start()
-            self.bar.update(self.bar.task_ids[0], completed=iteration, description=line)
+            self._show_bar(line, iteration, total)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             self.say(line, **shown)
+
+    def _show_bar(self, line: str, iteration: float, total: int) -> None:
+        if self.bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.add_task("", total=total)
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], completed=iteration, description=line)
 
     def end_progress(self) -> None:
         if self.bar is not None:

@@ -229,8 +229,8 @@ class PacemakerRunner:
         save_frame(data, path)
 
     def _follow(self, attempt: Path, before: int) -> None:
-        if history := _metrics(attempt):
-            self.progress({**history[-1], "iteration": before + _last_iteration(history)})
+        history = _metrics(attempt)
+        self.progress({**history[-1], "iteration": before + _last_iteration(history)} if history else {})
 
 
 def convert(potential: Path, target: Path, e0: dict[str, float]) -> None:

@@ -168,7 +168,7 @@ class TrainingSettings(Group):
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "structures in a batch")
     ladder_step: LadderStep = setting(None, "grow the basis in steps: a number, a fraction, or both (`10,0.02`)")
     ladder_type: Literal["body_order", "power_order"] = setting("body_order", "order in which the ladder adds functions")
-    max_epochs: int = setting(500, "iterations (of each ladder step, if there is one); 0: the linear start alone", ge=0)
+    max_epochs: int = setting(100, "iterations (of each ladder step, if there is one); 0: the linear start alone", ge=0)
     weighting: Literal["uniform", "energy"] = setting("uniform", "`energy`: low-energy structures weigh more")
     optimizer: Literal["BFGS", "L-BFGS-B"] = setting("BFGS", "SciPy's minimiser")
     l1: float = setting(1e-8, "L1 regularisation of the function coefficients", ge=0)
