@@ -407,7 +407,7 @@ def test_the_time_limit_publishes_the_potential_so_far_and_the_next_run_continue
     assert first.metadata["errors"]["test"]["n_structures"] > 0
     code, _, _ = mlip_pace(tmp_path, RUN_TIME_LIMIT=75, **settings)
     second = Potential.load(tmp_path / "potential.json").metadata["training"]
-    assert code == 124
+    assert code in (0, 124)  # a fast machine converges in the second run
     assert second["attempts"] == 2
     assert second["iterations"] > first.metadata["training"]["iterations"] > 0
     assert not (tmp_path / "previous-1").exists()  # the same job, further on
