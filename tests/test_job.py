@@ -395,7 +395,7 @@ def test_an_output_of_somebody_else_is_named(tmp_path):
 
 
 def test_the_time_limit_publishes_the_potential_so_far_and_the_next_run_continues(tmp_path):
-    settings = {"TRAINING_MAX_EPOCHS": 3000, "TRAINING_EARLY_STOPPING_GAIN": 0}
+    settings = {"TRAINING_MAX_EPOCHS": 3000, "BASIS_FUNCTIONS": 60, "BASIS_BODY_ORDER": 4, "TRAINING_EARLY_STOPPING_GAIN": 0}
     begin = time.monotonic()
     code, _, last = mlip_pace(tmp_path, RUN_TIME_LIMIT="1m15s", **settings)
     assert code == 124
