@@ -39,10 +39,10 @@ RIDGE = 1e-6
 
 @dataclass(frozen=True)
 class Choice:
-    """Positions of the chosen structures, in ascending order, and the largest grade of those left out."""
+    """Positions of the chosen structures, in ascending order, and the largest grade of an atom in each left out."""
 
     chosen: list[int]
-    largest_grade: float
+    grades: dict[int, float]
 
 
 class _Information:
@@ -96,8 +96,8 @@ def doptimal(structures: list[Rows], keys: list[bytes], always: list[int], limit
         chosen.append(best)
         del grades[best]
         information.add(scaled[best])
-    largest = max((information.gain_and_grade(scaled[place])[1] for place in grades), default=0.0)
-    return Choice(sorted(order[place] for place in chosen), largest)
+    final = {order[place]: information.gain_and_grade(scaled[place])[1] for place in grades}
+    return Choice(sorted(order[place] for place in chosen), dict(sorted(final.items())))
 
 
 def _any_above(grades: dict[int, float], information: _Information, scaled: list[Rows]) -> bool:
@@ -149,7 +149,8 @@ def too_small(structures: list[Rows]) -> str:
 
 
 def select(folder: Path, *, target: pd.DataFrame, potential: dict[str, Any], settings: SelectionSettings) -> dict[str, Any]:
-    """The stage: write `chosen.json`, the sources of the structures to train on; the summary says how many, why, how well.
+    """The stage: write `chosen.json`, the sources of the structures to train on, and `grades.json`, the grade of each of the
+    others; the summary says how many, why, how well.
 
     `potential` is pacemaker's potential section, the basis that training will use.
     """
@@ -165,7 +166,9 @@ def select(folder: Path, *, target: pd.DataFrame, potential: dict[str, Any], set
             keys = [geometry_key(atoms) for atoms in train[ATOMS]]
             always = indispensable(train, basis.cutoff_of(potential))
             choice = doptimal(rows, keys, always, settings.max_structures)
-            chosen, summary["largest_grade_left_out"] = choice.chosen, choice.largest_grade
+            chosen, summary["largest_grade_left_out"] = choice.chosen, max(choice.grades.values(), default=0.0)
+            grades = {train[SOURCE].iloc[n]: grade for n, grade in choice.grades.items()}
+            write_whole(folder / "grades.json", json.dumps(grades, indent=0))
     sources = train[SOURCE].iloc[chosen].tolist()
     write_whole(folder / "chosen.json", json.dumps(sources, indent=0))
     atoms = int(train[ATOMS].iloc[chosen].map(len).sum())
