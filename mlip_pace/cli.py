@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mlip_pace import __version__, settings
+from mlip_pace import __version__, stopping
 from mlip_pace.errors import JobError, OutputError, StorageError, ToolError
 
 # One thread for the linear algebra of our own process: it works on small matrices, and pacemaker has its own setting.
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("version", help="the version")
     given = parser.parse_args(arguments)
     if given.command == "settings":
+        from mlip_pace import settings
+
         print(json.dumps(settings.json_schema(), indent=1) if given.json else settings_table())
         return 0
     if given.command == "version":
@@ -38,38 +40,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def settings_table() -> str:
     """Every setting as a Markdown table, as in the README."""
+    from mlip_pace import settings
+
     lines = ["| variable | type | default | unit | meaning |", "|---|---|---|---|---|"]
     return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *rest)) + " |" for name, *rest in settings.rows()])
 
 
 def _job(check_only: bool) -> int:
-    from mlip_pace import process
+    def give_up(error: JobError) -> None:
+        journal.close(error.code, error.reason, error.message, error.hint, error.resumable)
+
+    stopping.watch(give_up)
+    from mlip_pace import settings
     from mlip_pace.log import Journal
 
-    process.stop_on_signals()
     style = os.environ.get("MLIP_PACE_RUN_LOG_FORMAT", "auto")
     journal = Journal(style if style in ("text", "json") else "auto")  # type: ignore[arg-type]
     try:
         given = settings.load()
         from mlip_pace import job
 
+        stopping.raise_from_now_on()
         if check_only:
             job.check(given, journal)
         else:
             job.run_job(given, journal)
+        stopping.hold()
         code, reason, message, hint, resumable = 0, "done", "checked" if check_only else "published", "", False
     except Exception as raised:
+        stopping.hold()
         error = as_job_error(raised)
         code, reason, message, hint, resumable = error.code, error.reason, error.message, error.hint, error.resumable
         journal.end_progress()
         journal.say("\n".join(text for text in (error.detail, message, hint) if text), "error")
         if isinstance(error, _Unforeseen):
             traceback.print_exception(raised, file=sys.stderr)
-    try:
-        journal.close(code, reason, message, hint, resumable)
-    except OSError:  # the disk is full: the journal of the output path cannot be, standard output can
-        journal.folder = None
-        journal.close(code, reason, message, hint, resumable)
+    journal.close(code, reason, message, hint, resumable)
     return code
 
 

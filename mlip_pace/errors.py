@@ -40,6 +40,10 @@ class ToolError(JobError):
     code, reason = 70, "tool-failed"
 
 
+class OutOfMemoryError(JobError):
+    code, reason, resumable = 71, "out-of-memory", True
+
+
 class OutputError(JobError):
     code, reason = 73, "output-not-writable"
 

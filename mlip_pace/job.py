@@ -21,7 +21,7 @@ import pandas as pd
 from ase import Atoms
 from filelock import FileLock, Timeout
 
-from mlip_pace import __version__, basis, core, dataset, evaluate, pacemaker, potential, process, reference, selection
+from mlip_pace import __version__, basis, core, dataset, evaluate, limits, pacemaker, potential, process, reference, selection
 from mlip_pace.errors import BusyError, DeviceError, GateError, OtherResultError, TimeLimitError
 from mlip_pace.log import Journal
 from mlip_pace.potential import SIDECAR, Potential
@@ -33,11 +33,13 @@ from mlip_pace.steps import Stage, once, plan, sha256
 def run_job(settings: Settings, journal: Journal) -> Potential:
     """Collect, subtract, choose, train, evaluate, publish. Raises `errors.JobError`, one for each exit code but 0."""
     begin = time.monotonic()
+    settings = settings.of_member()
     output = settings.output.path
     potential.prepare(output)
     with _only_run(output):
         journal.open(output)
-        device = _device(settings)
+        journal.say(f"uid {os.getuid()}, {_threads(settings)} threads, {limits.memory() / 2**30:.1f} GB of memory")
+        _refuse_missing_gpu(settings)
         files, test_files, digests = _input_files(settings)
         override = pacemaker.load_override(settings.training.override)
         start = basis.from_file(settings.training.start)
@@ -46,6 +48,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         if (published := _already_published(settings, stages)) is not None:
             journal.say(f"already published: {published.path}")
             return _within_gate(published)
+        device = _device(settings, journal)
 
         def stage(this: Stage, run: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
             journal.enter(this.name.split("-")[1])
@@ -78,8 +81,9 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         trained = stage(stages.train, lambda folder: pacemaker.fit(
             folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
             potential=section, reference=ref, shortest=shortest, e0=collected["e0"], training=settings.training,
-            override=override, threads=_threads(settings), device=device, deadline=deadline,
-            progress=lambda values: journal.progress(values, settings.training.max_epochs)))  # fmt: skip
+            override=override, threads=_threads(settings), device=device,
+            gpu_memory=settings.run.gpu_memory, deadline=deadline,
+            progress=lambda values: journal.progress(values, settings.training.max_epochs), warn=journal.warn))  # fmt: skip
         journal.end_progress()
         loss = f", loss {trained['loss']:.4g}" if "loss" in trained else ""
         journal.say(f"{trained['iterations']} iterations{loss}: {trained['stopped']}")
@@ -219,28 +223,44 @@ def _deadline(settings: Settings, begin: float) -> float:
     """When the training has to stop, so that evaluation and publishing still fit in: they take less than twice all before."""
     if settings.run.time_limit is None:
         return math.inf
-    return begin + settings.run.time_limit - max(10.0, 2 * (time.monotonic() - begin))
+    rest = process.SECONDS_TO_END + max(10.0, 2 * (time.monotonic() - begin))
+    return begin + settings.run.time_limit - rest
 
 
 def _so_far(evaluation: Stage, trained: dict[str, Any]) -> Stage:
     """The evaluation of a fit that is not complete: its result is not that of the whole."""
-    suffix = f"{trained['iterations']} iterations, attempt {trained['attempts']}"
+    suffix = f"{trained['iterations']} iterations, attempt {len(trained['attempts'])}"
     return replace(evaluation, fingerprint=f"{evaluation.fingerprint}: {suffix}")
 
 
 def _threads(settings: Settings) -> int:
-    return process.usable_cpus() if settings.run.threads == "auto" else settings.run.threads
+    return limits.cpus() if settings.run.threads == "auto" else settings.run.threads
 
 
-def _device(settings: Settings) -> str:
-    """`cpu` or `gpu`. Raises `DeviceError` where a GPU is asked for and there is none."""
-    has_gpu = Path("/dev/nvidiactl").exists()
-    if settings.run.device == "gpu" and not has_gpu:
+NVIDIA = Path("/dev/nvidiactl")  # made by the driver, and by docker --gpus and apptainer --nv
+
+
+def _refuse_missing_gpu(settings: Settings) -> None:
+    if settings.run.device == "gpu" and not NVIDIA.exists():
         raise DeviceError(
-            "MLIP_PACE_RUN_DEVICE=gpu, but there is no NVIDIA GPU here (/dev/nvidiactl is missing)",
+            f"MLIP_PACE_RUN_DEVICE=gpu, but there is no NVIDIA GPU here ({NVIDIA} is missing)",
             "docker run needs --gpus all, apptainer needs --nv; MLIP_PACE_RUN_DEVICE=cpu computes without",
         )
-    return "gpu" if has_gpu and settings.run.device != "cpu" else "cpu"
+
+
+def _device(settings: Settings, journal: Journal) -> str:
+    """The GPU's name, or `cpu`. Raises `DeviceError` where a GPU is asked for and TensorFlow cannot use one."""
+    if settings.run.device == "cpu" or not NVIDIA.exists():
+        return "cpu"
+    name, reason = process.gpu(process.environment(1, "gpu", settings.run.gpu_memory, settings.output.path))
+    if name is None and settings.run.device == "gpu":
+        raise DeviceError(
+            f"MLIP_PACE_RUN_DEVICE=gpu, but TensorFlow cannot use the GPU here: {reason}",
+            "the driver must be new enough for CUDA 12.5, and the image the one with VARIANT=cuda",
+        )
+    if name is None:
+        journal.warn(f"there is a GPU, but TensorFlow cannot use it and computes on the CPU: {reason}")
+    return name or "cpu"
 
 
 def _say_collected(journal: Journal, collected: dict[str, Any]) -> None:
@@ -302,8 +322,9 @@ def _metadata(
         "settings": {name: {"value": value, "from": settings.origins.get(name, "default")} for name, value in values.items()},
         "hardware": {
             "machine": platform.machine(),
-            "cpus": process.usable_cpus(),
+            "cpus": limits.cpus(),
             "host_cpus": os.cpu_count(),
+            "memory_mb": limits.memory() // 2**20,
             "peak_memory_mb": _peak_memory(),
         },
         "seconds": {stage.name.split("-")[1]: stage.seconds for stage in every},
@@ -338,10 +359,11 @@ def versions() -> dict[str, str]:
 
 def check(settings: Settings, journal: Journal) -> None:
     """Refuse what `run_job` would refuse, and say what it would do: data, reference, basis. Writes no file."""
+    settings = settings.of_member()
     files, test_files, _ = _input_files(settings)
     override = pacemaker.load_override(settings.training.override)
     potential.refuse_links(settings.output.path)
-    _device(settings)
+    _refuse_missing_gpu(settings)
     journal.enter("collect")
     test = None if test_files is None else dataset.structures_of(test_files)
     cutoff = settings.basis.cutoff

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import sys
 import time
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +29,7 @@ class Journal:
         self.bar: Progress | None = None
         self.terminal = terminal
         self.folder: Path | None = None
+        self.failing = False  # log.jsonl cannot be written to
         self.stage = "start"
         self.begin = self.last_line = time.monotonic()
         self.first: tuple[float, float] | None = None  # time and iteration of the first progress of a stage
@@ -104,19 +109,45 @@ class Journal:
         text = json.dumps(end)
         pod = Path("/dev/termination-log")
         if pod.is_file():
-            pod.write_text(text)
+            with contextlib.suppress(OSError):
+                pod.write_text(text)
         print(text, flush=True)
 
     def _file(self, event: dict[str, Any]) -> None:
-        if self.folder is not None:
-            with (self.folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(event, default=str) + "\n")
+        """Append a whole line or nothing. Raises the first `OSError`: from then on the job ends, and the end must be told."""
+        if self.folder is None:
+            return
+        line = json.dumps(event, default=str).encode() + b"\n"
+        with (self.folder / "log.jsonl").open("ab", buffering=0) as file:
+            before = file.tell()
+            if _wrote(file, line):
+                return
+            file.truncate(before)
+        if not self.failing:
+            self.failing = True
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / "log.jsonl"))
 
     def _status(self, values: dict[str, Any]) -> None:
-        if self.folder is not None:
-            part = self.folder / ".status.json.part"
-            part.write_text(json.dumps({"time": _now(), "stage": self.stage, **values}) + "\n")
-            part.replace(self.folder / "status.json")
+        if self.folder is None:
+            return
+        text = json.dumps({"time": _now(), "stage": self.stage, **values}) + "\n"
+        part, status = self.folder / ".status.json.part", self.folder / "status.json"
+        try:
+            part.write_text(text)
+            part.replace(status)
+        except OSError:  # on a full disk the blocks that it has already are still ours
+            with contextlib.suppress(OSError):
+                part.unlink()
+                with status.open("r+") as file:
+                    file.write(text)
+                    file.truncate()
+
+
+def _wrote(file: FileIO, line: bytes) -> bool:
+    try:
+        return file.write(line) == len(line)
+    except OSError:
+        return False
 
 
 def _now() -> str:

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from mlip_pace import core, linear, process
-from mlip_pace.checkpoint import CHECKPOINT
+from mlip_pace import core, limits, linear, process
+from mlip_pace.checkpoint import latest
 from mlip_pace.dataset import ATOMS, NAME, SOURCE, SPLIT, TEST, save_frame
-from mlip_pace.errors import DivergedError, SettingsError, TimeLimitError, ToolError
+from mlip_pace.errors import DivergedError, JobError, OutOfMemoryError, SettingsError, TimeLimitError, ToolError
 from mlip_pace.reference import Reference
 from mlip_pace.settings import TrainingSettings
 from mlip_pace.steps import write_whole
@@ -40,6 +41,9 @@ TEMPLATES = Environment(
 )
 # Atoms in a batch that keep both cores of a small machine busy without much memory (measured: docs/design.md).
 ATOMS_IN_BATCH = 2000
+# Memory of pacemaker without a batch, and what an atom of a batch adds (measured: docs/design.md).
+TRAINER_BYTES, BYTES_PER_ATOM = 800 * 2**20, 400 * 2**10
+RECORD = "attempt.json"
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -50,7 +54,7 @@ class Trained:
 
     potential: Path
     iterations: int
-    attempts: int
+    attempts: list[dict[str, Any]]  # PacemakerRunner.records
     loss: float | None
     stopped: str
     linear_start: dict[str, float]
@@ -95,8 +99,8 @@ class PacemakerRunner:
 
     def __init__(
         self, folder: Path, potential: dict[str, Any], training: TrainingSettings | None = None, *, threads: int | None = None,
-        device: str = "cpu", deadline: float = math.inf, override: dict[str, Any] | None = None,
-        progress: Progress = lambda _: None,
+        device: str = "cpu", gpu_memory: str = "grow", deadline: float = math.inf, override: dict[str, Any] | None = None,
+        progress: Progress = lambda _: None, warn: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.potential = potential
@@ -104,29 +108,42 @@ class PacemakerRunner:
         self.override = override or {}
         self.deadline = deadline  # of time.monotonic; pacemaker is stopped then
         self.progress = progress
-        self.threads = threads or process.usable_cpus()
+        self.warn = warn
+        self.threads = threads or limits.cpus()
         self.linear_start: dict[str, float] = {}
         self.seconds = 0.0  # of the pacemaker process
         scratch = folder / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
-        self.environment = process.environment(self.threads, device, scratch.resolve())
+        self.environment = process.environment(self.threads, device, gpu_memory, scratch.resolve())
 
     def train(self, train: pd.DataFrame, test: pd.DataFrame | None = None) -> Trained:
         """Fit to `train` and return the result, continuing from the last checkpoint in the folder if there is one.
 
-        A linear start (`linear.py`) comes first if the settings ask for it; `test` is only watched.
+        A linear start (`linear.py`) comes first if the settings ask for it; `test` is only watched. An attempt that runs out of
+        memory is followed by one with half as many structures in a batch.
 
-        The frames have the columns of `reference.subtract`. Raises `ToolError` if pacemaker fails, `DivergedError` if the
-        loss is no longer a number.
+        The frames have the columns of `reference.subtract`. Raises `ToolError` if pacemaker fails, `OutOfMemoryError` if it
+        does so with one structure in a batch, `DivergedError` if the loss is no longer a number.
         """
-        attempts = sorted(self.folder.glob("attempt-*"), key=lambda p: int(p.name.split("-")[1]))
-        before = sum(_last_iteration(_metrics(attempt)) for attempt in attempts)
-        checkpoint = next((a / CHECKPOINT for a in reversed(attempts) if (a / CHECKPOINT).exists()), None)
-        start = self._start(train) if checkpoint is None else checkpoint
+        while True:
+            size = self.batch_size(train)
+            try:
+                return self._attempt(train, test, size)
+            except OutOfMemoryError as error:
+                if size == 1:
+                    hint = f"give more memory than {limits.memory() / 2**30:.1f} GB, or lower MLIP_PACE_BASIS_FUNCTIONS"
+                    raise OutOfMemoryError(f"{error.message} (batches of one structure)", hint, error.detail) from None
+                self.warn(f"{error.message} (batches of {size} structures; the next attempt: {self.batch_size(train)})")
+
+    def _attempt(self, train: pd.DataFrame, test: pd.DataFrame | None, batch_size: int) -> Trained:
+        attempts = self._attempts()
+        checkpoints = [found for attempt in attempts if (found := latest(attempt))]
+        before = sum(checkpoint.iterations for checkpoint in checkpoints)
+        start = checkpoints[-1].path if checkpoints else self._start(train)
         target = self.folder / "potential.yaml"
         if start is not None and before >= self.training.max_epochs and not self.training.ladder_step:
             shutil.copyfile(start, target)
-            return Trained(target, before, len(attempts), None, "the iterations asked for are done", self.linear_start)
+            return Trained(target, before, self.records(), None, "the iterations asked for are done", self.linear_start)
         attempt = self.folder / f"attempt-{len(attempts) + 1}"
         attempt.mkdir()
         self._write_data(attempt / "train.pckl.gzip", train)
@@ -134,22 +151,33 @@ class PacemakerRunner:
         if test is not None and has_test:
             self._write_data(attempt / "test.pckl.gzip", test)
         (attempt / "input.yaml").write_text(self.render(train, has_test, before, start))
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        record: dict[str, Any] = {"began": began, "batch_size": batch_size, "ended": "killed"}
+        write_whole(attempt / RECORD, json.dumps(record))
         command = [process.program("pacemaker"), "input.yaml", "--no-predict"]
         begin = time.monotonic()
         log = attempt / "output.log"
-        ended = process.run(command, attempt, log, self.environment, lambda: self._follow(attempt, before), self.deadline)
-        self.seconds = round(time.monotonic() - begin, 3)
+        try:
+            ended = process.run(command, attempt, log, self.environment, lambda: self._follow(attempt, before), self.deadline)
+            record["ended"] = _why_it_ended(attempt / "log.txt") if ended else "the time limit came first"
+        except JobError as error:
+            record |= {"ended": error.message, "out_of_memory": isinstance(error, OutOfMemoryError)}
+            raise
+        finally:
+            self.seconds = round(time.monotonic() - begin, 3)
+            kept = latest(attempt)
+            record |= {"seconds": self.seconds, "iterations": kept.iterations if kept else 0}
+            write_whole(attempt / RECORD, json.dumps(record))
         history = _metrics(attempt)
-        done = before + _last_iteration(history)
+        done = before + record["iterations"]
+        loss = history[-1]["loss"] if history else None
         if not ended:
-            kept = attempt / CHECKPOINT if (attempt / CHECKPOINT).exists() else start
-            if kept is None:
+            so_far = kept.path if kept else start
+            if so_far is None:
                 raise TimeLimitError("the time limit came before the first iteration", "give MLIP_PACE_RUN_TIME_LIMIT more")
-            shutil.copyfile(kept, target)
-            loss = history[-1]["loss"] if history else None
-            why = "the time limit came first"
-            return Trained(target, done, len(attempts) + 1, loss, why, self.linear_start, complete=False)
-        if not history or not np.isfinite(history[-1]["loss"]):
+            shutil.copyfile(so_far, target)
+            return Trained(target, done, self.records(), loss, record["ended"], self.linear_start, complete=False)
+        if loss is None or not np.isfinite(loss):
             raise DivergedError(
                 f"the loss is no longer a number after {done} iterations",
                 "look for wrong labels in the data, or lower MLIP_PACE_BASIS_FUNCTIONS",
@@ -158,8 +186,19 @@ class PacemakerRunner:
         if not output.exists():
             raise ToolError("pacemaker wrote no potential", detail=process.tail(log))
         shutil.copyfile(output, target)
-        why = _why_it_ended(attempt / "log.txt")
-        return Trained(target, done, len(attempts) + 1, history[-1]["loss"], why, self.linear_start)
+        return Trained(target, done, self.records(), loss, record["ended"], self.linear_start)
+
+    def _attempts(self) -> list[Path]:
+        return sorted(self.folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
+
+    def records(self) -> list[dict[str, Any]]:
+        """What became of each attempt: when it began, its batch size, why it ended, seconds, iterations."""
+        result = []
+        for attempt in self._attempts():
+            if (attempt / RECORD).exists():
+                kept = latest(attempt)
+                result.append({"iterations": kept.iterations if kept else 0, **json.loads((attempt / RECORD).read_text())})
+        return result
 
     def _start(self, train: pd.DataFrame) -> Path | None:
         """The B-basis file that the fit starts from, or nothing for one that starts from zero."""
@@ -203,16 +242,23 @@ class PacemakerRunner:
         return TEMPLATES.from_string("{{ all | tojson(indent=1) }}\n").render(all=merged(yaml.load(text), over))
 
     def batch_size(self, train: pd.DataFrame) -> int:
-        """Structures in a batch: the setting, or as many as hold about ATOMS_IN_BATCH atoms."""
-        if self.training.batch_size != "auto":
-            return self.training.batch_size
-        return int(np.clip(round(ATOMS_IN_BATCH / train[ATOMS].map(len).mean()), 1, len(train)))
+        """Structures in a batch: the setting, or as many as hold the atoms that the memory is enough for.
 
-    def select_active_set(self, potential: Path, train: pd.DataFrame, memory: int = 500) -> Path:
+        Less than that after an attempt that ran out of memory: half of what it had.
+        """
+        size = self.training.batch_size
+        if size == "auto":
+            atoms = np.clip((limits.memory() - TRAINER_BYTES) / BYTES_PER_ATOM, 1, ATOMS_IN_BATCH)
+            size = int(np.clip(round(atoms / train[ATOMS].map(len).mean()), 1, len(train)))
+        too_large = [int(record["batch_size"]) for record in self.records() if record.get("out_of_memory")]
+        return min([size, *(max(1, n // 2) for n in too_large)])
+
+    def select_active_set(self, potential: Path, train: pd.DataFrame) -> Path:
         """Write the active set of a fitted B-basis file beside it (`pace_activeset`) and return its path (`.asi`).
 
-        `memory` (MB) bounds what pace_activeset plans with. Raises `ToolError` if it fails, for instance on too few atoms.
+        Raises `ToolError` if that fails, for instance on too few atoms.
         """
+        memory = limits.memory() // 4 // 2**20  # pace_activeset really uses about twice what it plans with
         data = self.folder / "activeset.pckl.gzip"
         self._write_data(data, train)
         command = [process.program("pace_activeset"), potential.name, "-d", str(data.resolve()), "-a", "-m", f"{memory}MB"]
@@ -283,12 +329,13 @@ def _why_it_ended(log: Path) -> str:
 def fit(
     folder: Path, *, target: pd.DataFrame, sources: list[str], potential: dict[str, Any], reference: Reference,
     shortest: dict[str, float], e0: dict[str, float], training: TrainingSettings, override: dict[str, Any],
-    threads: int, device: str, deadline: float, progress: Progress,
+    threads: int, device: str, gpu_memory: str, deadline: float, progress: Progress, warn: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """The stage: train on the structures named in `sources`, settle the core, write `potential.yaml`, `.yace` and `.asi`."""
     runner = PacemakerRunner(
-        folder, potential, training, threads=threads, device=device, deadline=deadline, override=override, progress=progress
-    )
+        folder, potential, training, threads=threads, device=device, gpu_memory=gpu_memory, deadline=deadline,
+        override=override, progress=progress, warn=warn,
+    )  # fmt: skip
     train, test = target[target[SOURCE].isin(sources)], target[target[SPLIT] == TEST]
     trained = runner.train(train, test)
     pairs = core.settle(trained.potential, reference, shortest)

@@ -110,7 +110,7 @@ def publish(output: Path, fitted: Path, reference: Reference, elements: list[str
     package = {"zbl": "", "lj": "EXTRA-PAIR", "none": ""}[reference.kind]
     commands = lammps_commands(reference, elements, "${pace_dir}/potential.yace")
     text = TEMPLATES.get_template("potential.lammps.j2").render(elements=elements, commands=commands, package=package)
-    parts = {}
+    parts: dict[str, Path] = {}
     for name in FILES:
         part = output / f".{name}.part"
         if name == "potential.lammps":
@@ -127,13 +127,14 @@ def publish(output: Path, fitted: Path, reference: Reference, elements: list[str
         creation_date=datetime.now(UTC),
         metadata={**metadata, "files": {name: sha256(part) for name, part in parts.items()}, "licenses": LICENSES},
     )
+    parts[SIDECAR] = output / f".{SIDECAR}.part"
+    write_whole(parts[SIDECAR], potential.model_dump_json(indent=1))  # all are there before anything is replaced
     old = intact(output / SIDECAR)
     if old is not None and old.metadata["fingerprint"] != metadata["fingerprint"]:
         _set_aside(output)
     (output / SIDECAR).unlink(missing_ok=True)  # from here on it would not be true
     for name, part in parts.items():
         part.replace(output / name)
-    write_whole(output / SIDECAR, potential.model_dump_json(indent=1))
     return potential.model_copy(update={"path": output / potential.path})
 
 

@@ -5,69 +5,56 @@ TensorFlow lives in such a child, never in our own process.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import multiprocessing
 import os
 import pwd
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from mlip_pace.errors import SignalError, ToolError
+from mlip_pace import limits
+from mlip_pace.errors import OutOfMemoryError, StorageError, ToolError
+from mlip_pace.stopping import SIGNALS, raise_if_stopped
+
+# How TensorFlow (on a GPU, say), C++ and Python say that there is no more memory.
+_NO_MEMORY = re.compile("ResourceExhaustedError|std::bad_alloc|MemoryError")
+_NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
+OOM_SCORE = Path("/proc/self/oom_score_adj")  # the kernel kills the process with the highest first
+SECONDS_TO_END = 6.0  # for a child that was asked to end; less than stopping.SECONDS_TO_STOP
 
 
-def _die_with_parent() -> None:
-    """In the child: have the kernel kill it when the parent dies, however that happens."""
+def _as_child() -> None:
+    """In the child: the kernel is to kill it when the parent dies, however that happens, and before us for want of memory."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)  # SLURM sends them to every process; the job is ours to end
+    with contextlib.suppress(OSError):
+        OOM_SCORE.write_text("1000")
 
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_stopped_by: int | None = None
-
-
-def stop_on_signals() -> None:
-    """From now on the first TERM, INT, USR1 or USR2 raises `SignalError` wherever we are; further ones change nothing."""
-    for number in STOPPING:
-        signal.signal(number, _stop)
-
-
-def _stop(number: int, _: FrameType | None) -> None:
-    global _stopped_by
-    for other in STOPPING:
-        signal.signal(other, signal.SIG_IGN)
-    _stopped_by = number
-    raise_if_stopped()
-
-
-def raise_if_stopped() -> None:
-    """Raise `SignalError` after a signal. Python drops what a handler raises within a fork, so whoever forks asks again."""
-    if _stopped_by is not None:
-        raise SignalError(_stopped_by, signal.Signals(_stopped_by).name)
-
-
-def usable_cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
-def environment(threads: int, device: str, scratch: Path) -> dict[str, str]:
+def environment(threads: int, device: str, gpu_memory: str, scratch: Path) -> dict[str, str]:
     """The child's environment: the thread count, the device, no settings of ours, and what it needs without a home."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLIP_PACE_", "PACEMAKER"))}
+    ours = ("MLIP_PACE_", "PACEMAKER", "PYTHONPATH", "PYTHONHOME")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     own = {
         "OMP_NUM_THREADS": str(threads),
         "TF_NUM_INTRAOP_THREADS": str(threads),
@@ -76,6 +63,7 @@ def environment(threads: int, device: str, scratch: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "MPLCONFIGDIR": str(scratch),
         "TMPDIR": str(scratch),
+        "TF_FORCE_GPU_ALLOW_GROWTH": str(gpu_memory == "grow").lower(),
     }
     if device == "cpu":
         own["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -91,6 +79,26 @@ def program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
+_NAME_GPU = """
+import tensorflow as tf
+for gpu in tf.config.list_physical_devices("GPU"):
+    print("GPU:", tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
+"""
+
+
+def gpu(env: Mapping[str, str]) -> tuple[str | None, str]:
+    """The name of the GPU that TensorFlow uses, if it can use one; and what it says about it."""
+    command = [sys.executable, "-c", _NAME_GPU]
+    done = subprocess.run(
+        command, env={**env, "TF_CPP_MIN_LOG_LEVEL": "0"}, capture_output=True, text=True, preexec_fn=_as_child
+    )
+    names = [line.removeprefix("GPU: ") for line in done.stdout.splitlines() if line.startswith("GPU: ")]
+    said = [line for line in done.stderr.splitlines() if re.search("cuda|cudnn|gpu|error", line, re.IGNORECASE)]
+    return (names[0] if names else None), (
+        said[-1].rpartition("] ")[2].strip() if said else f"it sees none (exit code {done.returncode})"
+    )
+
+
 def run(
     command: list[str],
     folder: Path,
@@ -101,11 +109,13 @@ def run(
 ) -> bool:
     """Run `command` in `folder` with its output in `log`, calling `follow()` a few times a second.
 
-    Returns True when it has ended by itself, False if it was killed at the `deadline` (of `time.monotonic`).
+    Returns True when it has ended by itself, False if it was ended at the `deadline` (of `time.monotonic`).
 
-    If anything is raised meanwhile (a signal, say), the child is killed: what it has kept by then is whole (checkpoint.py).
-    Raises `ToolError` with the tail of the log if the child fails.
+    If anything is raised meanwhile (a signal, say), the child is asked to end, and killed if it does not: what it has kept by
+    then is whole (checkpoint.py). Raises `ToolError` with the tail of the log if the child fails, `OutOfMemoryError` or
+    `StorageError` if that was for want of memory or disk space.
     """
+    kills = limits.out_of_memory_kills()
     with log.open("wb") as output:
         child = subprocess.Popen(
             command,
@@ -114,7 +124,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_as_child,
             start_new_session=True,
         )
         try:
@@ -129,14 +139,29 @@ def run(
                         return False
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+                _end(child)
     follow()
+    raise_if_stopped()
     if status != 0:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
         last = next((line for line in reversed(tail(log).splitlines()) if line.strip()), "no output")
-        raise ToolError(f"{Path(command[0]).name} {how}: {last.strip()}", f"its whole log is {log}", detail=tail(log))
+        message, hint = f"{Path(command[0]).name} {how}: {last.strip()}", f"its whole log is {log}"
+        if (status == -signal.SIGKILL and limits.out_of_memory_kills() > kills) or _NO_MEMORY.search(tail(log)):
+            raise OutOfMemoryError(f"out of memory: {message}", hint, detail=tail(log))
+        if _NO_SPACE.search(tail(log)):
+            raise StorageError(f"disk full: {message}", hint, detail=tail(log))
+        raise ToolError(message, hint, detail=tail(log))
     return True
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Ask a child to end (checkpoint.py: after its iteration), then kill it with all that it started."""
+    child.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(SECONDS_TO_END)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
@@ -144,20 +169,25 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -
     if workers <= 1 or len(items) <= 1:
         yield from map(function, items)
         return
+    kills = limits.out_of_memory_kills()
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(workers, len(items)), context, initializer=_start_worker) as pool:
         try:
             for result in pool.map(function, items):
                 raise_if_stopped()
                 yield result
+        except BrokenProcessPool:
+            if limits.out_of_memory_kills() > kills:
+                raise OutOfMemoryError("a worker process ran out of memory", "fewer MLIP_PACE_RUN_THREADS need less") from None
+            raise ToolError("a worker process was killed") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _start_worker() -> None:
-    _die_with_parent()
-    for number in STOPPING:
+    _as_child()
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # stopping is the parent's business
     threadpool_limits(1)
 

@@ -23,6 +23,7 @@ from mlip_pace.errors import SettingsError
 PREFIX = "MLIP_PACE_"
 DEFAULT_CONFIG = Path("/config/mlip-pace.yaml")
 # What Kubernetes injects for a service that happens to be called mlip-pace-…
+_ARRAY_INDEX = ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID")
 _KUBERNETES = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT(_.*)?)$")
 
 ELEMENTS = """
@@ -204,7 +205,13 @@ class OutputSettings(Group):
 class RunSettings(Group):
     model_config = SettingsConfigDict(env_prefix=PREFIX + "RUN_")
     device: Literal["auto", "cpu", "gpu"] = setting("auto", "where pacemaker computes")
-    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "threads of the training; auto: CPU affinity")
+    gpu_memory: Literal["grow", "all"] = setting("grow", "take the GPU's memory as it is needed, or all at the start")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = setting(
+        "auto", "threads of the training; auto: what CPU affinity, cgroup and SLURM leave"
+    )
+    member: Literal["auto"] | Annotated[int, Field(ge=0)] | None = setting(
+        None, "of an ensemble: its number is added to SEED, its output goes to `member-N`; `auto`: that of the array job"
+    )
     time_limit: TimeLimit = setting(None, "publish the potential so far and stop by then: seconds, or such as 2h30m", "s")
     log_format: Literal["auto", "text", "json"] = setting("auto", "auto: text on a terminal, JSON lines otherwise")
 
@@ -221,6 +228,23 @@ class Settings(BaseModel):
     output: OutputSettings = Field(default_factory=OutputSettings.model_construct)
     run: RunSettings = Field(default_factory=RunSettings.model_construct)
     origins: dict[str, str] = Field(default_factory=dict)
+
+    def of_member(self, environ: Mapping[str, str] = os.environ) -> Settings:
+        """These settings for one member of an ensemble: seed + member, a folder of its own. Raises `SettingsError`."""
+        member: int | str | None = self.run.member
+        if member == "auto":
+            given = [environ[name] for name in _ARRAY_INDEX if environ.get(name)]
+            if not given or not given[0].isdecimal():
+                raise SettingsError(
+                    f"MLIP_PACE_RUN_MEMBER=auto, but {' and '.join(_ARRAY_INDEX)} give no number",
+                    "it is for an Indexed Job of Kubernetes or an array job of SLURM; elsewhere give the number itself",
+                )
+            member = int(given[0])
+        if member is None:
+            return self
+        training = self.training.model_copy(update={"seed": self.training.seed + int(member)})
+        output = self.output.model_copy(update={"path": self.output.path / f"member-{member}"})
+        return self.model_copy(update={"training": training, "output": output})
 
 
 GROUPS: dict[str, type[Group]] = {

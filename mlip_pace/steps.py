@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlip_pace import __version__
+from mlip_pace.stopping import raise_if_stopped
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def once(stage: Stage, run: Callable[[Path], dict[str, Any]]) -> bool:
         write_whole(part / "started.json", json.dumps({"fingerprint": stage.fingerprint}))
     begin = time.monotonic()
     summary = run(part)
+    raise_if_stopped()  # a library may have taken the signal for a failure of its own, and the summary be wrong
     seconds = round(time.monotonic() - begin, 3)
     record = json.dumps({"fingerprint": stage.fingerprint, "seconds": seconds, "summary": summary}, indent=1)
     if summary.get("complete") is False:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +106,22 @@ def test_the_listing_is_quick_and_loads_nothing_heavy():
     assert time.monotonic() - begin < 3  # generous; about 0.3 s
     schema = json.loads(done.stdout)
     assert schema["properties"]["training"]["properties"]["kappa"]["default"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("member", "environ", "number"),
+    [("auto", {"JOB_COMPLETION_INDEX": "3"}, 3), ("auto", {"SLURM_ARRAY_TASK_ID": "0"}, 0), ("7", {}, 7)],
+)
+def test_a_member_of_an_ensemble_has_its_seed_and_folder(member, environ, number):
+    given = settings.load({"MLIP_PACE_RUN_MEMBER": member, "MLIP_PACE_OUTPUT_PATH": "/o"}).of_member(environ)
+    assert given.training.seed == 42 + number
+    assert given.output.path == Path(f"/o/member-{number}")
+
+
+def test_without_a_member_nothing_changes():
+    assert settings.load({}).of_member({"JOB_COMPLETION_INDEX": "3"}) == settings.load({})
+
+
+def test_an_automatic_member_outside_an_array_is_refused():
+    with pytest.raises(SettingsError, match="JOB_COMPLETION_INDEX and SLURM_ARRAY_TASK_ID give no number"):
+        settings.load({"MLIP_PACE_RUN_MEMBER": "auto"}).of_member({})
