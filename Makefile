@@ -2,12 +2,14 @@
 # make test   all tests
 # make lint   ruff and mypy
 # make lock   new hash locks from requirements/*.in
+# make image  the container for NVIDIA GPUs (image-cuda); make image-cpu: the one without
+# make compose  the example data in the container, result in the volume mlip-pace_out
 # Python 3.12 or 3.11; a pyenv shim may be on the PATH without one behind it.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
 BIN := .venv/bin
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint lock image image-cuda image-cpu compose clean
 
 demo: .venv/cpu
 	$(BIN)/python -m examples.demo
@@ -20,6 +22,17 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The image for NVIDIA GPUs, and the one without; BASE_IMAGE=... takes another base.
+IMAGE := docker build --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
+image: image-cuda
+image-cuda:
+	$(IMAGE) --build-arg VARIANT=cuda $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag mlip-pace:cuda .
+image-cpu:
+	$(IMAGE) --build-arg VARIANT=cpu --build-arg BASE_IMAGE=$(or $(BASE_IMAGE),debian:bookworm-slim) --tag mlip-pace:cpu .
+
+compose:
+	docker compose run --rm --build mlip-pace
+
 .venv/cpu: requirements/cpu-py$(VERSION).txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r $<
@@ -30,13 +43,18 @@ lint: .venv/dev
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r $<
 	touch $@
 
-# TensorFlow for the CPU stands in for the one with CUDA that tensorpotential asks for (requirements/overrides.txt).
+# TensorFlow for the CPU stands in for the one with CUDA that tensorpotential asks for (requirements/overrides.txt); what both
+# variants have, they have in the same version.
 UV := .tools/bin/uv
 lock: $(UV)
-	for python in 3.11 3.12; do for kind in cpu dev; do \
+	for python in 3.11 3.12; do for kind in cpu dev cuda sbom; do \
+	  lock=requirements/$$kind-py$$(echo $$python | tr -d .).txt; \
+	  case $$kind in \
+	    cuda) extra="--constraint $$(echo $$lock | sed s/cuda/cpu/)";; \
+	    *) extra="--override requirements/overrides.txt";; \
+	  esac; \
 	  $(UV) pip compile --quiet --upgrade --generate-hashes --no-annotate --no-header --only-binary :all: \
-	    --python-version $$python --python-platform x86_64-manylinux_2_28 --override requirements/overrides.txt \
-	    requirements/$$kind.in -o requirements/$$kind-py$$(echo $$python | tr -d .).txt || exit 1; \
+	    --python-version $$python --python-platform x86_64-manylinux_2_28 $$extra requirements/$$kind.in -o $$lock || exit 1; \
 	done; done
 
 $(UV):
