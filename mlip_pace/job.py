@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ase import Atoms
 from filelock import FileLock, Timeout
 
 from mlip_pace import __version__, basis, core, dataset, evaluate, limits, pacemaker, potential, process, reference, selection
-from mlip_pace.errors import BusyError, DeviceError, GateError, OtherResultError, TimeLimitError
+from mlip_pace.errors import BusyError, DeviceError, GateError, JobError, OtherResultError, TimeLimitError
 from mlip_pace.log import Journal
 from mlip_pace.potential import SIDECAR, Potential
 from mlip_pace.readers import InputFile, find_files, load_frame
@@ -96,7 +97,9 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
 
         journal.enter("publish")
         metadata = _metadata(settings, stages, scores, files, test_files, digests, section)
-        result = potential.publish(output, stages.train.result, ref, collected["elements"], metadata)
+        result = potential.publish(
+            output, stages.train.result, ref, collected["elements"], metadata,
+            lambda sidecar: _draw_report(journal, sidecar, stages, scored))  # fmt: skip
         journal.say(f"published {result.path}")
         journal.say(error_table(scores["errors"]), errors=scores["errors"])
         if not trained["complete"]:
@@ -287,6 +290,22 @@ def _say_selected(journal: Journal, selected: dict[str, Any]) -> None:
     )
     if "skipped" in selected:
         journal.warn(f"no choice made: {selected['skipped']}")
+
+
+def _draw_report(journal: Journal, sidecar: Potential, stages: Stages, scored: Stage) -> str | None:
+    """report.html; without it a potential is still one, so that what goes wrong here is a warning."""
+    from mlip_pace import report  # Matplotlib takes its time
+
+    try:
+        return report.draw(sidecar, stages.activeset.folder, stages.train.result, scored.folder)
+    except JobError:
+        raise
+    except Exception as error:
+        (scored.folder / "report.log").write_text(traceback.format_exc())
+        warning = f"no report.html: {type(error).__name__}: {error}; the whole story is in {scored.folder / 'report.log'}"
+        journal.warn(warning)
+        sidecar.metadata["warnings"].append(warning)
+        return None
 
 
 def _metadata(

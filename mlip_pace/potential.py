@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,8 @@ from mlip_pace.reference import Reference, lammps_commands
 from mlip_pace.steps import sha256, write_whole
 
 SIDECAR = "potential.json"
-FILES = ("potential.yace", "potential.yaml", "potential.asi", "potential.lammps")
+REPORT = "report.html"
+FILES = ("potential.yace", "potential.yaml", "potential.asi", "potential.lammps", REPORT)
 LICENSES = {
     "mlip-pace": "MIT",
     "python-ace": "Academic Software License (non-commercial, reciprocal)",
@@ -105,8 +107,13 @@ def refuse_links(output: Path) -> None:
             raise UnsafeError(f"{path} is a link to {path.resolve()}, outside the output path", "remove the link")
 
 
-def publish(output: Path, fitted: Path, reference: Reference, elements: list[str], metadata: dict[str, Any]) -> Potential:
-    """Publish the files of the folder `fitted` and the sidecar; the result of other inputs is kept aside in `previous-N`."""
+def publish(
+    output: Path, fitted: Path, reference: Reference, elements: list[str], metadata: dict[str, Any],
+    draw: Callable[[Potential], str | None],
+) -> Potential:  # fmt: skip
+    """Publish the files of the folder `fitted`, the report and the sidecar; the result of other inputs is kept aside in
+    `previous-N`. `draw` gives the report of the sidecar so far, or nothing; it may add to `metadata["warnings"]`.
+    """
     package = {"zbl": "", "lj": "EXTRA-PAIR", "none": ""}[reference.kind]
     commands = lammps_commands(reference, elements, "${pace_dir}/potential.yace")
     text = TEMPLATES.get_template("potential.lammps.j2").render(elements=elements, commands=commands, package=package)
@@ -127,12 +134,18 @@ def publish(output: Path, fitted: Path, reference: Reference, elements: list[str
         creation_date=datetime.now(UTC),
         metadata={**metadata, "files": {name: sha256(part) for name, part in parts.items()}, "licenses": LICENSES},
     )
+    if (page := draw(potential)) is not None:
+        parts[REPORT] = output / f".{REPORT}.part"
+        write_whole(parts[REPORT], page)
+        potential.metadata["files"][REPORT] = sha256(parts[REPORT])
     parts[SIDECAR] = output / f".{SIDECAR}.part"
     write_whole(parts[SIDECAR], potential.model_dump_json(indent=1))  # all are there before anything is replaced
     old = intact(output / SIDECAR)
     if old is not None and old.metadata["fingerprint"] != metadata["fingerprint"]:
         _set_aside(output)
     (output / SIDECAR).unlink(missing_ok=True)  # from here on it would not be true
+    for name in {*FILES} - {*parts}:
+        (output / name).unlink(missing_ok=True)  # of an earlier attempt at the same
     for name, part in parts.items():
         part.replace(output / name)
     return potential.model_copy(update={"path": output / potential.path})

@@ -12,30 +12,12 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from conftest import EXAMPLES as DATA
+from conftest import environment, mlip_pace
 
 from mlip_pace import core, learn, load_calculator
 from mlip_pace.potential import FILES, Potential, intact
 from mlip_pace.steps import sha256
-
-DATA = Path(__file__).parents[1] / "examples" / "al-mg.extxyz"
-SMALL = {"BASIS_FUNCTIONS": 20, "BASIS_BODY_ORDER": 3, "TRAINING_MAX_EPOCHS": 0, "DATA_TEST_FRACTION": 0.1}
-
-
-def environment(output, data=DATA, **settings):
-    ours = {**SMALL, "DATA_PATH": data, "OUTPUT_PATH": output, **settings}
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLIP_PACE_")}
-    return inherited | {f"MLIP_PACE_{name}": str(value) for name, value in ours.items() if value is not None}
-
-
-def mlip_pace(output, data=DATA, command="run", **settings):
-    """Run the program; returns its exit code, its JSON events and the last line of its log."""
-    env = environment(output, data, **settings)
-    done = subprocess.run(
-        [sys.executable, "-m", "mlip_pace.cli", command], env=env, capture_output=True, text=True, timeout=300
-    )
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert events[-1]["code"] == done.returncode, done.stdout + done.stderr
-    return done.returncode, events, events[-1]
 
 
 def started(output, **settings):
@@ -61,20 +43,6 @@ def processes_in(folder):
         except OSError:
             continue
     return found
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """The output folder of a job with a real fit of a few iterations."""
-    output = tmp_path_factory.mktemp("job") / "out"
-    code, events, _ = mlip_pace(output, TRAINING_MAX_EPOCHS=5, TRAINING_DISPLAY_STEP=1)
-    assert code == 0, events
-    return output
-
-
-@pytest.fixture(scope="session")
-def sidecar(trained):
-    return Potential.load(trained / "potential.json")
 
 
 def test_every_file_is_published_with_its_hash(trained, sidecar):
