@@ -6,7 +6,7 @@ the body order asked for. Distances in Å.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ _EMBEDDINGS = {
     "linear": {"npot": "FinnisSinclair", "fs_parameters": [1, 1], "ndensity": 1},
     "finnis-sinclair": {"npot": "FinnisSinclairShiftedScaled", "fs_parameters": [1, 1, 1, 0.5], "ndensity": 2},
 }
+
+COARSE_SPLINE = 0.02  # Å between the points of radial functions where derivatives are only to show a direction
+DIFFERENCE = 1e-4  # of a radial coefficient, which is of the order of 1
 
 
 def potential_section(basis: BasisSettings, elements: list[str], shortest: dict[str, float]) -> dict[str, Any]:
@@ -117,11 +120,7 @@ class _Computer:
 
     def compute(self, atoms: Atoms, gradients: bool) -> Any:
         """The calculator after it has worked on a structure."""
-        from pyace.atomicenvironment import aseatoms_to_atomicenvironment
-
-        species = self.basis.elements_to_index_map
-        environment = aseatoms_to_atomicenvironment(atoms, cutoff=self.basis.cutoffmax, elements_mapper_dict=species)
-        self.calculator.compute(environment, compute_projections=True, compute_b_grad=gradients)
+        self.calculator.compute(_environment(self.basis, atoms), compute_projections=True, compute_b_grad=gradients)
         return self.calculator
 
 
@@ -135,8 +134,8 @@ def projections(potential: dict[str, Any], structures: Iterable[Atoms]) -> list[
     return rows
 
 
-def design_rows(potential: dict[str, Any], structures: Iterable[Atoms]) -> Iterator[tuple[Array, Array]]:
-    """For each structure the row of its energy (functions,) and those of its forces (3 n, functions), without weights.
+def design_rows(potential: dict[str, Any], structures: Iterable[Atoms]) -> Iterator[Array]:
+    """For each structure the rows (1 + 3 n, functions) of its energy and its forces, without weights.
 
     Columns are the functions of the elements in the order of the basis; times the coefficients they give eV and eV/Å.
     """
@@ -146,11 +145,81 @@ def design_rows(potential: dict[str, Any], structures: Iterable[Atoms]) -> Itera
     first = dict(zip(elements, np.cumsum([0, *counts[:-1]]), strict=True))
     for atoms in structures:
         result = computer.compute(atoms, gradients=True)
-        energy = np.zeros(sum(counts))
+        rows = np.zeros((1 + 3 * len(atoms), sum(counts)))
         for symbol, values in zip(atoms.symbols, result.projections, strict=True):
-            energy[first[symbol] : first[symbol] + len(values)] += values
-        forces = np.array(result.forces_bfuncs).transpose(0, 2, 1).reshape(3 * len(atoms), -1)
-        yield energy, forces
+            rows[0, first[symbol] : first[symbol] + len(values)] += values
+        rows[1:] = np.array(result.forces_bfuncs).transpose(0, 2, 1).reshape(3 * len(atoms), -1)
+        yield rows
+
+
+def radial_pairs(potential: dict[str, Any]) -> list[slice]:
+    """Where the radial coefficients of each pair of elements are among all coefficients, which they precede."""
+    from pyace.basis import ACEBBasisSet
+
+    basis = ACEBBasisSet(build(potential))
+    bonds, slices, first = basis.map_bond_specifications, [], 0
+    for pair in combinations_with_replacement(range(basis.nelements), 2):
+        last = first + int(np.prod(np.shape(bonds[pair].radcoefficients)))
+        slices.append(slice(first, last))
+        first = last
+    return slices
+
+
+def radial_rows(potential: dict[str, Any], structures: Sequence[Atoms], columns: Sequence[int]) -> list[Array]:
+    """For each structure the derivatives (1 + 3 n, columns) of energy and forces by radial coefficients: eV, eV/Å.
+
+    By finite differences of pyace's recursive evaluator, which for ACE's polynomials in them are good to six digits.
+    """
+    from pyace.basis import ACEBBasisSet
+
+    configuration = build(potential)
+    configuration.deltaSplineBins = COARSE_SPLINE
+    basis = ACEBBasisSet(configuration)
+    values = np.array(basis.all_coeffs)
+    environments = [_environment(basis, atoms) for atoms in structures]
+
+    def energies_and_forces(coefficients: Array) -> list[Array]:
+        basis.all_coeffs = coefficients
+        return _energies_and_forces(basis, environments)
+
+    start = energies_and_forces(values)
+    rows = [np.empty((len(one), len(columns))) for one in start]
+    for n, column in enumerate(columns):
+        moved = values.copy()
+        moved[column] += DIFFERENCE
+        for row, here, there in zip(rows, start, energies_and_forces(moved), strict=True):
+            row[:, n] = (there - here) / DIFFERENCE
+    return rows
+
+
+def _environment(basis: Any, atoms: Atoms) -> Any:
+    from pyace.atomicenvironment import aseatoms_to_atomicenvironment
+
+    return aseatoms_to_atomicenvironment(atoms, cutoff=basis.cutoffmax, elements_mapper_dict=basis.elements_to_index_map)
+
+
+def _energies_and_forces(basis: Any, environments: Iterable[Any]) -> list[Array]:
+    """(1 + 3 n,) of each environment: eV, eV/Å. The recursive evaluator is some four times as fast as that of the B-basis."""
+    from pyace.calculator import ACECalculator
+    from pyace.evaluator import ACERecursiveEvaluator
+
+    evaluator, calculator = ACERecursiveEvaluator(), ACECalculator()
+    product_basis = basis.to_ACECTildeBasisSet()  # the evaluator does not keep it alive
+    evaluator.set_basis(product_basis)
+    calculator.set_evaluator(evaluator)
+    results = []
+    for environment in environments:
+        calculator.compute(environment)
+        results.append(np.concatenate([[calculator.energy], np.ravel(calculator.forces)]))
+    return results
+
+
+def predictions(potential: dict[str, Any], structures: Iterable[Atoms]) -> list[Array]:
+    """Energy and forces (1 + 3 n,) of each structure by ACE alone, relative to free atoms: eV, eV/Å."""
+    from pyace.basis import ACEBBasisSet
+
+    basis = ACEBBasisSet(build(potential))
+    return _energies_and_forces(basis, (_environment(basis, atoms) for atoms in structures))
 
 
 def smoothness(potential: dict[str, Any]) -> Array:
@@ -162,18 +231,32 @@ def smoothness(potential: dict[str, Any]) -> Array:
     return np.array([1 / (1 + sum(n**2 + l**2 for n, l in zip(f.ns, f.ls, strict=True))) for f in functions])  # noqa: E741
 
 
-def write_linear(target: Path, potential: dict[str, Any], coefficients: Array) -> None:
-    """Write a B-basis file with these coefficients (functions,) in the first density and zeros in the others."""
+def radial_coefficients(potential: dict[str, Any]) -> Array:
+    """The coefficients of the radial functions, of one pair of elements after the other."""
+    from pyace.basis import ACEBBasisSet
+
+    return np.array(ACEBBasisSet(build(potential)).crad_coeffs)
+
+
+def write_linear(target: Path, potential: dict[str, Any], coefficients: Array, radial: Array | None = None) -> None:
+    """Write a B-basis file with these coefficients (functions,) in the first density and zeros in the others.
+
+    `radial` are the coefficients of the radial functions, if they are to be other than in `potential`.
+    """
     from pyace.basis import ACEBBasisSet
 
     basis = ACEBBasisSet(build(potential))
     values = np.array(basis.all_coeffs)
-    radial = len(basis.crad_coeffs)
-    densities = np.zeros((len(coefficients), (len(values) - radial) // len(coefficients)))
+    count = len(basis.crad_coeffs)
+    if radial is not None:
+        values[:count] = radial
+    densities = np.zeros((len(coefficients), (len(values) - count) // len(coefficients)))
     densities[:, 0] = coefficients
-    values[radial:] = densities.ravel()
+    values[count:] = densities.ravel()
     basis.all_coeffs = values
-    basis.to_BBasisConfiguration().save(str(target))
+    part = target.with_name(f".{target.stem}.part.yaml")
+    basis.to_BBasisConfiguration().save(str(part))
+    part.replace(target)
 
 
 def cutoff_of(potential: dict[str, Any]) -> float:

@@ -28,6 +28,7 @@ from mlip_pace.settings import DataSettings
 ATOMS, ENERGY, FORCES, STRESS = "ase_atoms", "energy_dft", "forces_dft", "stress_dft"
 NAME, SOURCE, CONFIG_TYPE, GROUP, SPLIT = "name", "source", "config_type", "group", "split"
 ENERGY_ATOMS = "energy_atoms"  # sum of E0, eV
+WEIGHT = "weight"  # what a structure counts for in the loss: how many of those left out it stands for
 TRAIN, TEST = "train", "test"
 
 

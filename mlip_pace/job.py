@@ -75,12 +75,13 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         section = pacemaker.merged(section, override.get("potential", {}))
         basis.refuse_other_elements(section, collected["elements"])
         selected = stage(stages.activeset, lambda folder: selection.select(
-            folder, target=_frame(stages.subtract, "target"), potential=section, settings=settings.selection))  # fmt: skip
+            folder, target=_frame(stages.subtract, "target"), potential=section, settings=settings.selection,
+            workers=_threads(settings)))  # fmt: skip
         _say_selected(journal, selected)
 
         deadline = _deadline(settings, begin)
         trained = stage(stages.train, lambda folder: pacemaker.fit(
-            folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
+            folder, target=_frame(stages.subtract, "target"), chosen=selection.chosen_in(stages.activeset.folder),
             potential=section, reference=ref, shortest=shortest, e0=collected["e0"], training=settings.training,
             override=override, threads=_threads(settings), device=device,
             gpu_memory=settings.run.gpu_memory, deadline=deadline,
@@ -91,7 +92,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
 
         scored = stages.evaluate if trained["complete"] else _so_far(stages.evaluate, trained)
         scores = stage(scored, lambda folder: evaluate.score(
-            folder, target=_frame(stages.subtract, "target"), sources=selection.chosen_in(stages.activeset.folder),
+            folder, target=_frame(stages.subtract, "target"), sources=list(selection.chosen_in(stages.activeset.folder)),
             potential=stages.train.result / "potential.yace", reference=ref, gate=settings.evaluate,
             workers=_threads(settings)))  # fmt: skip
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from ase import Atoms
 from mlip_pace import basis, process
 from mlip_pace.basis import Array
 
-# Structures a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.
-CHUNK = 8
+# Atoms that a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.
+ATOMS_IN_CHUNK = 1000
 LAMBDAS = 10.0 ** np.arange(-16, 2, 0.1)
 
 
@@ -39,6 +39,11 @@ class Labelled:
     forces: Array
     w_energy: float
     w_forces: Array
+
+    @property
+    def target(self) -> Array:
+        """Energy and forces, (1 + 3 n,)."""
+        return np.concatenate([[self.energy], self.forces.ravel()])
 
 
 @dataclass(frozen=True)
@@ -56,23 +61,32 @@ class Normal:
         )
 
 
+@dataclass(frozen=True)
+class Solution:
+    """Coefficients (functions,), the λ of highest evidence, the log of that evidence, and the loss without the prior's part."""
+
+    coefficients: Array
+    lam: float
+    log_evidence: float
+    loss: float
+
+
+def weighted(labelled: Labelled, rows: Array, target: Array, kappa: float) -> Normal:
+    """The normal equations of a structure: rows (1 + 3 n, coefficients) of its energy and forces, target (1 + 3 n,)."""
+    root_energy = np.sqrt((1 - kappa) * labelled.w_energy) / len(labelled.atoms)
+    root = np.concatenate([[root_energy], np.sqrt(kappa * np.repeat(labelled.w_forces, 3))])
+    rows, target = root[:, None] * rows, root * target
+    return Normal(rows.T @ rows, rows.T @ target, float(target @ target), len(target))
+
+
 def accumulate(chunk: Sequence[Labelled], potential: dict[str, Any], kappa: float) -> Normal:
     """The normal equations of some structures on the basis of a potential section."""
-    total: Normal | None = None
-    for structure, (energy_row, force_rows) in zip(chunk, basis.design_rows(potential, [s.atoms for s in chunk]), strict=True):
-        count = len(structure.atoms)
-        root_energy = np.sqrt((1 - kappa) * structure.w_energy) / count
-        root_forces = np.sqrt(kappa * np.repeat(structure.w_forces, 3))
-        rows = np.vstack([root_energy * energy_row, root_forces[:, None] * force_rows])
-        right = np.concatenate([[root_energy * structure.energy], root_forces * structure.forces.ravel()])
-        part = Normal(rows.T @ rows, rows.T @ right, float(right @ right), len(right))
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    rows = basis.design_rows(potential, [labelled.atoms for labelled in chunk])
+    return reduce(add, (weighted(labelled, row, labelled.target, kappa) for labelled, row in zip(chunk, rows, strict=True)))
 
 
-def solve(normal: Normal, scale: Array) -> tuple[Array, float]:
-    """The coefficients of highest evidence, and their λ, for the prior scales s (functions,)."""
+def solve(normal: Normal, scale: Array) -> Solution:
+    """The solution of highest evidence for the prior scales s (functions,)."""
     values, vectors = np.linalg.eigh(normal.matrix * scale[:, None] * scale)
     values = np.clip(values, 0.0, None)
     projected = vectors.T @ (normal.vector * scale)
@@ -82,18 +96,26 @@ def solve(normal: Normal, scale: Array) -> tuple[Array, float]:
         return -0.5 * float(normal.rows * np.log(misfit) + np.log1p(values / lam).sum())
 
     lam: float = max(map(float, LAMBDAS), key=log_evidence)
-    return scale * (vectors @ (projected / (values + lam))), lam
+    scaled = projected / (values + lam)
+    loss = normal.square - float(scaled @ (2 * projected - values * scaled))
+    return Solution(scale * (vectors @ scaled), lam, log_evidence(lam), loss)
 
 
-def start(
-    target: Path, structures: Sequence[Labelled], potential: dict[str, Any], kappa: float, workers: int = 1
-) -> dict[str, float]:
-    """Write the B-basis file `target` whose first density is the least-squares solution; returns λ and the number of rows."""
-    chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
-    parts = process.parallel_map(partial(accumulate, potential=potential, kappa=kappa), chunks, workers)
-    normal = next(parts)
-    for part in parts:
-        normal = normal + part
-    coefficients, lam = solve(normal, basis.smoothness(potential))
-    basis.write_linear(target, potential, coefficients)
-    return {"lambda": lam, "rows": normal.rows}
+def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:
+    """The structures in order, in chunks of about ATOMS_IN_CHUNK atoms."""
+    chunks: list[list[Labelled]] = []
+    atoms = ATOMS_IN_CHUNK
+    for labelled in structures:
+        if atoms >= ATOMS_IN_CHUNK:
+            chunks.append([])
+            atoms = 0
+        chunks[-1].append(labelled)
+        atoms += len(labelled.atoms)
+    return chunks
+
+
+def fit(structures: Sequence[Labelled], potential: dict[str, Any], kappa: float, workers: int = 1) -> Solution:
+    """The least-squares solution on the basis of a potential section."""
+    function = partial(accumulate, potential=potential, kappa=kappa)
+    normal = reduce(add, process.parallel_map(function, chunks_of(structures), workers))
+    return solve(normal, basis.smoothness(potential))

@@ -6,7 +6,6 @@ from the last checkpoint and what happened stays to be seen. Energies in eV, for
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -22,13 +21,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from mlip_pace import core, limits, linear, process
+from mlip_pace import core, limits, linear, process, radial
 from mlip_pace.checkpoint import latest
-from mlip_pace.dataset import ATOMS, NAME, SOURCE, SPLIT, TEST, save_frame
+from mlip_pace.dataset import ATOMS, NAME, SOURCE, SPLIT, TEST, WEIGHT, save_frame
 from mlip_pace.errors import DivergedError, JobError, OutOfMemoryError, SettingsError, TimeLimitError, ToolError
 from mlip_pace.reference import Reference
 from mlip_pace.settings import TrainingSettings
-from mlip_pace.steps import write_whole
 from mlip_pace.weights import loss_weights, resolve_kappa
 
 TEMPLATES = Environment(
@@ -39,6 +37,7 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
     autoescape=False,
 )
+LEAST_SQUARES = "least-squares"  # folder of the linear start and of its refinement
 # Atoms in a batch that keep both cores of a small machine busy without much memory (measured: docs/design.md).
 ATOMS_IN_BATCH = 2000
 # Memory of pacemaker without a batch, and what an atom of a batch adds (measured: docs/design.md).
@@ -139,11 +138,22 @@ class PacemakerRunner:
         attempts = self._attempts()
         checkpoints = [found for attempt in attempts if (found := latest(attempt))]
         before = sum(checkpoint.iterations for checkpoint in checkpoints)
-        start = checkpoints[-1].path if checkpoints else self._start(train)
         target = self.folder / "potential.yaml"
+        start = checkpoints[-1].path if checkpoints else None
+        loss, why = None, "the iterations asked for are done"
+        if self._starts_linear():
+            state = self._least_squares(train, test)
+            before, loss = before + state.iteration, state.solution.loss
+            start = start or self.folder / LEAST_SQUARES / state.potential
+            if self._refines() and not state.ended and state.iteration < self.training.max_epochs:
+                shutil.copyfile(start, target)
+                why = "the time limit came first"
+                return Trained(target, before, self.records(), loss, why, self.linear_start, complete=False)
+        elif start is None and "filename" in self.potential:
+            start = Path(self.potential["filename"])
         if start is not None and before >= self.training.max_epochs and not self.training.ladder_step:
             shutil.copyfile(start, target)
-            return Trained(target, before, self.records(), None, "the iterations asked for are done", self.linear_start)
+            return Trained(target, before, self.records(), loss, why, self.linear_start)
         attempt = self.folder / f"attempt-{len(attempts) + 1}"
         attempt.mkdir()
         self._write_data(attempt / "train.pckl.gzip", train)
@@ -200,23 +210,33 @@ class PacemakerRunner:
                 result.append({"iterations": kept.iterations if kept else 0, **json.loads((attempt / RECORD).read_text())})
         return result
 
-    def _start(self, train: pd.DataFrame) -> Path | None:
-        """The B-basis file that the fit starts from, or nothing for one that starts from zero."""
-        if "filename" in self.potential:
-            return Path(self.potential["filename"])
-        if self.training.start == "zero" or (self.training.start == "auto" and self.training.ladder_step):
-            return None
-        target, about = self.folder / "start.yaml", self.folder / "start.json"
-        if about.exists():
-            self.linear_start = json.loads(about.read_text())
-            return target
-        w_energy, w_forces = loss_weights(train, self.training.weighting)
-        columns = (train[ATOMS], train["energy_corrected"], train["forces"], w_energy, w_forces)
-        labelled = [linear.Labelled(*row) for row in zip(*columns, strict=True)]
+    def _starts_linear(self) -> bool:
+        start = self.training.start
+        return "filename" not in self.potential and (start == "linear" or (start == "auto" and not self.training.ladder_step))
+
+    def _refines(self) -> bool:
+        return self.training.optimizer == "auto" and self.training.max_epochs > 0
+
+    def _least_squares(self, train: pd.DataFrame, test: pd.DataFrame | None) -> radial.State:
+        """The least-squares solution, with the radial functions refined (`radial.py`) if the settings ask for it."""
+        folder = self.folder / LEAST_SQUARES
+        folder.mkdir(exist_ok=True)
         kappa = resolve_kappa(train, self.training.kappa)
-        self.linear_start = linear.start(target, labelled, self.potential, kappa, self.threads)
-        write_whole(about, json.dumps(self.linear_start))
-        return target
+        labelled = self._labelled(train)
+        state = radial.load(folder) or radial.start(folder, labelled, self.potential, kappa, self.threads)
+        if self._refines():
+            watched = self._labelled(test) if test is not None and len(test) else []
+            state = radial.refine(
+                folder, labelled, watched, kappa, self.training.max_epochs, seed=self.training.seed, workers=self.threads,
+                deadline=self.deadline, progress=self.progress,
+            )  # fmt: skip
+        self.linear_start = {"lambda": state.solution.lam, "log_evidence": state.solution.log_evidence}
+        return state
+
+    def _labelled(self, frame: pd.DataFrame) -> list[linear.Labelled]:
+        w_energy, w_forces = loss_weights(frame, self.training.weighting)
+        columns = (frame[ATOMS], frame["energy_corrected"], frame["forces"], w_energy, w_forces)
+        return [linear.Labelled(*row) for row in zip(*columns, strict=True)]
 
     def render(self, train: pd.DataFrame, has_test: bool, before: int = 0, start: Path | None = None) -> str:
         """The text of input.yaml, continuing after `before` iterations from the potential `start`."""
@@ -227,6 +247,7 @@ class PacemakerRunner:
             potential = {**(potential if steps else {}), key: str(start.resolve())}
         text = TEMPLATES.get_template("input.yaml.j2").render(
             training=self.training.model_dump(mode="json"),
+            optimizer="BFGS" if self.training.optimizer == "auto" else self.training.optimizer,
             kappa=resolve_kappa(train, self.training.kappa),
             potential=potential,
             train_file="train.pckl.gzip",
@@ -327,16 +348,17 @@ def _why_it_ended(log: Path) -> str:
 
 
 def fit(
-    folder: Path, *, target: pd.DataFrame, sources: list[str], potential: dict[str, Any], reference: Reference,
+    folder: Path, *, target: pd.DataFrame, chosen: dict[str, float], potential: dict[str, Any], reference: Reference,
     shortest: dict[str, float], e0: dict[str, float], training: TrainingSettings, override: dict[str, Any],
     threads: int, device: str, gpu_memory: str, deadline: float, progress: Progress, warn: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """The stage: train on the structures named in `sources`, settle the core, write `potential.yaml`, `.yace` and `.asi`."""
+    """The stage: train on the `chosen` sources with their weights, settle the core, write `potential.yaml`, `.yace`, `.asi`."""
     runner = PacemakerRunner(
         folder, potential, training, threads=threads, device=device, gpu_memory=gpu_memory, deadline=deadline,
         override=override, progress=progress, warn=warn,
     )  # fmt: skip
-    train, test = target[target[SOURCE].isin(sources)], target[target[SPLIT] == TEST]
+    train, test = target[target[SOURCE].isin(chosen)], target[target[SPLIT] == TEST]
+    train = train.assign(**{WEIGHT: train[SOURCE].map(chosen)})
     trained = runner.train(train, test)
     pairs = core.settle(trained.potential, reference, shortest)
     convert(trained.potential, folder / "potential.yace", e0)

@@ -1,9 +1,16 @@
-"""D-optimal choice of training structures: NumPy on matrices.
+"""The choice of training structures: few that determine the basis functions as all of them together would.
 
-Every structure brings the basis functions of its atoms, one row B an atom. The information matrix of a chosen set S is
-M = Σ_S B^T B (for each element of its own), and the gain of a further structure is log det(1 + B M^-1 B^T), the growth of
-log det M. Structures are taken greedily by their gain, which for this submodular function comes within 1 - 1/e of the
-best (G. L. Nemhauser et al., Math. Program. 14, 265 (1978)); gains only shrink, so old ones are upper bounds (M. Minoux, 1978).
+Every structure brings the basis functions of its atoms, one row b an atom. The information of a weighted choice S is, for each
+element, M = Σ_S w_s Σ_atoms b^T b; D-optimality wants log det M large. Unweighted, that is a choice of extremes: it determines
+the functions best, but a fit to extremes is worse on ordinary structures than one to a random choice (docs/design.md). So
+structures and weights are chosen such that M comes as close as it can to the M of all given structures, which no choice of
+that total weight and the same directions exceeds by much: greedily by the largest share of the information still missing
+(matching pursuit, S. G. Mallat, Z. Zhang, IEEE Trans. Signal Process. 41, 3397 (1993)), then weights w >= 0 by least squares.
+The weights are those of the structures in the loss. What log det M has lost is reported as D-efficiency,
+(det M / det M_all)^(1/functions).
+
+Matrices are compared along random directions v (functions are whitened by M_all first): a structure's features are
+Σ_atoms (b v)^2, so that memory is a few kB a structure and the cost grows as the number of structures.
 
 The grade of an atom b is its leverage b^T M^-1 b: the variance of its energy in units of the noise of one training energy.
 Without a number of structures asked for, the choice ends when no atom left out has a grade above `GRADE`.
@@ -11,114 +18,152 @@ Without a number of structures asked for, the choice ends when no atom left out 
 
 from __future__ import annotations
 
-import heapq
 import json
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from ase import Atoms
 from scipy.linalg import cholesky, solve_triangular
+from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from mlip_pace import basis
+from mlip_pace import basis, process
 from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, SPLIT, TRAIN, composition, geometry_key
 from mlip_pace.reference import shortest_distances
 from mlip_pace.settings import SelectionSettings
 from mlip_pace.steps import write_whole
 
 Array = npt.NDArray[np.float64]
-Rows = dict[str, Array]  # by element: (atoms, functions)
+Rows = dict[str, npt.NDArray[np.float32]]  # by element: (atoms, functions)
 
-GRADE = 0.01  # the energy of an atom left out is known to a tenth of the noise of one training energy
-# Keeps M invertible before it is full; functions are scaled to a mean square of 1.
-RIDGE = 1e-6
+GRADE = 0.1  # the energy of an atom left out is known to a third of the noise of one training energy
+PROBES = 1000  # directions for each element along which information is compared
+RIDGE = 1e-10  # of M_all, relative to its mean diagonal: keeps it invertible
+LEAST_WEIGHT = 0.01  # what is chosen counts, if little
+CHUNK = 64  # structures that a worker projects at a time
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Positions of the chosen structures, in ascending order, and the largest grade of an atom in each left out."""
+    """Positions of the chosen structures, ascending, their weights, and the largest grade of an atom in each left out."""
 
     chosen: list[int]
+    weights: list[float]
     grades: dict[int, float]
-
-
-class _Information:
-    """M of the structures chosen so far, as its Cholesky factors."""
-
-    def __init__(self, functions: dict[str, int]) -> None:
-        self.matrix = {symbol: RIDGE * np.eye(count) for symbol, count in functions.items()}
-        self.factor = {symbol: cholesky(matrix, lower=True) for symbol, matrix in self.matrix.items()}
-
-    def add(self, rows: Rows) -> None:
-        for symbol, block in rows.items():
-            self.matrix[symbol] += block.T @ block
-            self.factor[symbol] = cholesky(self.matrix[symbol], lower=True)
-
-    def gain_and_grade(self, rows: Rows) -> tuple[float, float]:
-        """Growth of log det M by this structure, and the largest leverage of its atoms."""
-        gain, grade = 0.0, 0.0
-        for symbol, block in rows.items():
-            whitened = solve_triangular(self.factor[symbol], block.T, lower=True)
-            small = whitened.T @ whitened if len(block) <= block.shape[1] else whitened @ whitened.T
-            gain += float(np.linalg.slogdet(np.eye(len(small)) + small)[1])
-            grade = max(grade, float((whitened**2).sum(axis=0).max()))
-        return gain, grade
+    efficiency: float
 
 
 # Small matrices: more threads cost more than they bring (35 times slower on a 2-core machine), and one gives the same bits.
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
-def doptimal(structures: list[Rows], keys: list[bytes], always: list[int], limit: int | None) -> Choice:
-    """Choose structures greedily until `limit` are taken or every atom left out has a grade of at most `GRADE`.
+def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], limit: int | None) -> Choice:
+    """Choose structures until `limit` are taken or every atom left out has a grade of at most `GRADE`.
 
     `keys` identify structures whatever their order: the choice does not depend on it. `always` are taken first.
     """
     order = sorted(range(len(structures)), key=keys.__getitem__)
-    scaled = _scaled([structures[n] for n in order])
+    ordered = [structures[n] for n in order]
     position = {n: place for place, n in enumerate(order)}
-    information = _Information({symbol: block.shape[1] for rows in scaled for symbol, block in rows.items()})
+    whitening = _whitening(ordered)
+    features = _features(ordered, whitening)
+    total, norms = features.sum(axis=0), np.maximum(np.linalg.norm(features, axis=1), 1e-30)
     chosen = sorted({position[n] for n in always})[:limit]
-    for place in chosen:
-        information.add(scaled[place])
-    left = [place for place in range(len(scaled)) if place not in set(chosen)]
-    fresh = {place: information.gain_and_grade(scaled[place]) for place in left}
-    queue = [(-gain, place) for place, (gain, _) in fresh.items()]
-    grades = {place: grade for place, (_, grade) in fresh.items()}
-    heapq.heapify(queue)
-    while queue and (len(chosen) < limit if limit is not None else _any_above(grades, information, scaled)):
-        _, best = heapq.heappop(queue)
-        gain, grades[best] = information.gain_and_grade(scaled[best])
-        if queue and -gain > queue[0][0]:
-            heapq.heappush(queue, (-gain, best))
-            continue
-        chosen.append(best)
-        del grades[best]
-        information.add(scaled[best])
-    final = {order[place]: information.gain_and_grade(scaled[place])[1] for place in grades}
-    return Choice(sorted(order[place] for place in chosen), dict(sorted(final.items())))
+    most = len(ordered) if limit is None else min(limit, len(ordered))
+    news: list[int] = []  # left out, with a grade above GRADE when last looked at
+    while True:
+        weights = _weights(features[chosen], total)
+        factors = _factors([ordered[place] for place in chosen], weights, whitening)
+        if len(chosen) == most:
+            break
+        if limit is None:
+            left = sorted(set(range(len(ordered))) - set(chosen))
+            for places in (news, left):  # grades fall with every choice, but weights change: in the end look at all
+                news = [p for p in places if p in left and _grade(ordered[p], whitening, factors) > GRADE]
+                if news:
+                    break
+            else:
+                break
+        merit = features @ (total - weights @ features[chosen]) / norms
+        merit[chosen] = -np.inf
+        chosen += np.argsort(-merit, kind="stable")[: min(max(1, len(chosen) // 10), most - len(chosen))].tolist()
+    left = sorted(set(range(len(ordered))) - set(chosen))
+    pairs = sorted((order[place], float(weight)) for place, weight in zip(chosen, weights, strict=True))
+    grades = {order[place]: _grade(ordered[place], whitening, factors) for place in left}
+    log_det = sum(2 * float(np.log(factor.diagonal()).sum()) for factor in factors.values())
+    efficiency = float(np.exp(log_det / sum(len(factor) for factor in factors.values())))
+    return Choice([n for n, _ in pairs], [weight for _, weight in pairs], dict(sorted(grades.items())), efficiency)
 
 
-def _any_above(grades: dict[int, float], information: _Information, scaled: list[Rows]) -> bool:
-    """Whether an atom left out has a grade above `GRADE`; grades only shrink, so old ones are checked from the top."""
-    for place in sorted(grades, key=grades.__getitem__, reverse=True):
-        if grades[place] <= GRADE:
-            return False
-        grades[place] = information.gain_and_grade(scaled[place])[1]
-        if grades[place] > GRADE:
-            return True
-    return False
+def _whitening(structures: Sequence[Rows]) -> dict[str, Array]:
+    """For each element the matrix T (functions, functions) for which M of all atoms is the unit matrix in rows b T."""
+    information: dict[str, Array] = {}
+    for rows in structures:
+        for symbol, block in rows.items():
+            information[symbol] = information.get(symbol, 0.0) + block.T.astype(np.float64) @ block
+    whitening = {}
+    for symbol, matrix in sorted(information.items()):
+        scale = 1 / np.sqrt(np.where(matrix.diagonal() > 0, matrix.diagonal(), np.inf))
+        scaled = matrix * scale[:, None] * scale + RIDGE * np.eye(len(matrix))
+        inverse = solve_triangular(cholesky(scaled, lower=True), np.eye(len(matrix)), lower=True)
+        whitening[symbol] = scale[:, None] * inverse.T
+    return whitening
 
 
-def _scaled(structures: list[Rows]) -> list[Rows]:
-    """Functions scaled to a mean square of 1 over all atoms of the element; those that are always zero stay zero."""
-    scale = {}
-    for symbol in sorted({symbol for rows in structures for symbol in rows}):
-        blocks = [rows[symbol] for rows in structures if symbol in rows]
-        mean_square = sum((block**2).sum(axis=0) for block in blocks) / sum(map(len, blocks))
-        scale[symbol] = np.where(mean_square > 0, 1 / np.sqrt(np.where(mean_square > 0, mean_square, 1.0)), 0.0)
-    return [{symbol: block * scale[symbol] for symbol, block in rows.items()} for rows in structures]
+def _features(structures: Sequence[Rows], whitening: dict[str, Array]) -> npt.NDArray[np.float32]:
+    """Σ_atoms (b T v)^2 of each structure for PROBES random directions v an element: (structures, elements PROBES)."""
+    rng = np.random.default_rng(0)
+    directions = {symbol: matrix @ rng.normal(size=(len(matrix), PROBES)) for symbol, matrix in whitening.items()}
+    features = np.zeros((len(structures), len(directions), PROBES), dtype=np.float32)
+    for n, rows in enumerate(structures):
+        for place, (symbol, along) in enumerate(directions.items()):
+            if symbol in rows:
+                features[n, place] = ((rows[symbol] @ along) ** 2).sum(axis=0)
+    return features.reshape(len(structures), -1)
+
+
+def _weights(features: npt.NDArray[np.float32], total: Array) -> Array:
+    """Weights of the chosen structures (their features) with which these add up to the total as well as they can."""
+    if len(features) == 0:
+        return np.zeros(0)
+    gram = features.astype(np.float64) @ features.T
+    gram += 1e-3 * np.diag(gram.diagonal())  # spreads weight over what is alike
+    right = features.astype(np.float64) @ total
+    scale = 1 / np.sqrt(np.maximum(gram.diagonal(), 1e-300))
+    gram, right = gram * scale[:, None] * scale, right * scale
+
+    def misfit(x: Array) -> tuple[float, Array]:
+        product = gram @ x
+        return float(0.5 * x @ product - right @ x), product - right
+
+    lowest = LEAST_WEIGHT / scale
+    result = minimize(misfit, np.maximum(right / gram.sum(axis=1), lowest), jac=True, method="L-BFGS-B",
+                      bounds=[(low, None) for low in lowest])  # fmt: skip
+    weights: Array = result.x * scale
+    return weights
+
+
+def _factors(structures: Sequence[Rows], weights: Array, whitening: dict[str, Array]) -> dict[str, Array]:
+    """Cholesky factors of the weighted information, in whitened functions."""
+    information = {symbol: RIDGE * np.eye(len(matrix)) for symbol, matrix in whitening.items()}
+    for rows, weight in zip(structures, weights, strict=True):
+        for symbol, block in rows.items():
+            white = block @ whitening[symbol]
+            information[symbol] += weight * white.T @ white
+    return {symbol: cholesky(matrix, lower=True) for symbol, matrix in information.items()}
+
+
+def _grade(rows: Rows, whitening: dict[str, Array], factors: dict[str, Array]) -> float:
+    """The largest leverage of the atoms of a structure."""
+    return max(
+        float((solve_triangular(factors[symbol], (block @ whitening[symbol]).T, lower=True) ** 2).sum(axis=0).max())
+        for symbol, block in rows.items()
+    )
 
 
 def indispensable(frame: pd.DataFrame, cutoff: float) -> list[int]:
@@ -136,46 +181,54 @@ def indispensable(frame: pd.DataFrame, cutoff: float) -> list[int]:
     return sorted(set(lowest.values()) | {n for _, n in nearest.values()})
 
 
-def too_small(structures: list[Rows]) -> str:
-    """Why these structures are too few to choose from, or nothing."""
-    atoms: dict[str, int] = {}
-    functions: dict[str, int] = {}
-    for rows in structures:
-        for symbol, block in rows.items():
-            atoms[symbol] = atoms.get(symbol, 0) + len(block)
-            functions[symbol] = block.shape[1]
-    short = [f"{atoms[s]} atoms of {s} for its {functions[s]} functions" for s in sorted(atoms) if atoms[s] <= functions[s]]
-    return "too few to choose from: " + ", ".join(short) if short else ""
-
-
-def select(folder: Path, *, target: pd.DataFrame, potential: dict[str, Any], settings: SelectionSettings) -> dict[str, Any]:
-    """The stage: write `chosen.json`, the sources of the structures to train on, and `grades.json`, the grade of each of the
-    others; the summary says how many, why, how well.
+def select(
+    folder: Path, *, target: pd.DataFrame, potential: dict[str, Any], settings: SelectionSettings, workers: int
+) -> dict[str, Any]:  # fmt: skip
+    """The stage: write `chosen.json`, the sources and weights of the structures to train on, and `grades.json`, the grade of
+    each of the others; the summary says how many, why, how well.
 
     `potential` is pacemaker's potential section, the basis that training will use.
     """
     train = target[target[SPLIT] == TRAIN]
-    chosen = list(range(len(train)))
+    chosen, weights = list(range(len(train))), [1.0] * len(train)
     summary: dict[str, Any] = {"method": settings.method, "given": len(train)}
     if settings.method == "doptimal":
-        rows = basis.projections(potential, train[ATOMS])
-        skipped = too_small(rows) if settings.max_structures is None else ""
-        if skipped:
-            summary["skipped"] = f"{skipped}; all are kept"
-        else:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            rows = _on_disk(Path(scratch), list(train[ATOMS]), potential, workers)
             keys = [geometry_key(atoms) for atoms in train[ATOMS]]
             always = indispensable(train, basis.cutoff_of(potential))
             choice = doptimal(rows, keys, always, settings.max_structures)
-            chosen, summary["largest_grade_left_out"] = choice.chosen, max(choice.grades.values(), default=0.0)
-            grades = {train[SOURCE].iloc[n]: grade for n, grade in choice.grades.items()}
-            write_whole(folder / "grades.json", json.dumps(grades, indent=0))
+        chosen, weights = choice.chosen, choice.weights
+        summary["largest_grade_left_out"] = max(choice.grades.values(), default=0.0)
+        summary["d_efficiency"] = choice.efficiency
+        grades = {train[SOURCE].iloc[n]: grade for n, grade in choice.grades.items()}
+        write_whole(folder / "grades.json", json.dumps(grades, indent=0))
     sources = train[SOURCE].iloc[chosen].tolist()
-    write_whole(folder / "chosen.json", json.dumps(sources, indent=0))
+    write_whole(folder / "chosen.json", json.dumps(dict(zip(sources, weights, strict=True)), indent=0))
     atoms = int(train[ATOMS].iloc[chosen].map(len).sum())
     return {**summary, "chosen": len(sources), "chosen_atoms": atoms, "functions": basis.size(potential)}
 
 
-def chosen_in(folder: Path) -> list[str]:
-    """The sources of the chosen structures, from the folder of the stage."""
-    sources: list[str] = json.loads((folder / "chosen.json").read_text())
-    return sources
+def _on_disk(folder: Path, structures: list[Atoms], potential: dict[str, Any], workers: int) -> list[Rows]:
+    """The basis functions of the atoms of every structure, in files that are mapped into memory."""
+    chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
+    spans: list[dict[str, slice]] = []
+    ends: dict[str, int] = {}
+    widths: dict[str, int] = {}
+    for projected in process.parallel_map(partial(basis.projections, potential), chunks, workers):
+        for rows in projected:
+            spans.append({})
+            for symbol, block in rows.items():
+                with (folder / symbol).open("ab") as file:
+                    file.write(block.astype(np.float32).tobytes())
+                first = ends.get(symbol, 0)
+                ends[symbol], widths[symbol] = first + len(block), block.shape[1]
+                spans[-1][symbol] = slice(first, ends[symbol])
+    maps = {s: np.memmap(folder / s, np.float32, "r", shape=(ends[s], widths[s])) for s in ends}
+    return [{symbol: maps[symbol][span] for symbol, span in structure.items()} for structure in spans]
+
+
+def chosen_in(folder: Path) -> dict[str, float]:
+    """The sources of the chosen structures and their weights, from the folder of the stage."""
+    weights: dict[str, float] = json.loads((folder / "chosen.json").read_text())
+    return weights

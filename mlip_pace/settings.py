@@ -171,7 +171,9 @@ class TrainingSettings(Group):
     ladder_type: Literal["body_order", "power_order"] = setting("body_order", "order in which the ladder adds functions")
     max_epochs: int = setting(100, "iterations (of each ladder step, if there is one); 0: the linear start alone", ge=0)
     weighting: Literal["uniform", "energy"] = setting("uniform", "`energy`: low-energy structures weigh more")
-    optimizer: Literal["BFGS", "L-BFGS-B"] = setting("BFGS", "SciPy's minimiser")
+    optimizer: Literal["auto", "BFGS", "L-BFGS-B"] = setting(
+        "auto", "auto: the radial functions by variable projection, then pacemaker's BFGS; else pacemaker's alone"
+    )
     l1: float = setting(1e-8, "L1 regularisation of the function coefficients", ge=0)
     l2: float = setting(1e-8, "L2 regularisation of the function coefficients", ge=0)
     early_stopping_patience: int = setting(50, "iterations without gain before the fit ends", ge=1)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import linprog
 
-from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES
+from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, WEIGHT
 
 Array = npt.NDArray[np.float64]
 
@@ -24,7 +24,8 @@ DELTA_ENERGY, DELTA_FORCE = 1.0, 1.0  # eV/atom; eV²/Å²
 def loss_weights(frame: pd.DataFrame, weighting: Literal["uniform", "energy"]) -> tuple[Array, list[Array]]:
     """w_E of each structure and w_F of each of its atoms.
 
-    uniform: all equal. energy: w_E ~ 1/(distance to the convex hull + 1 eV)^2, w_F ~ w_E/(|F|^2 + 1 eV²/Å²).
+    uniform: all equal. energy: w_E ~ 1/(distance to the convex hull + 1 eV)^2, w_F ~ w_E/(|F|^2 + 1 eV²/Å²). Times the weight
+    that the choice of structures gives them (`selection.py`), if there is one.
     """
     if weighting == "uniform":
         w_energy = np.ones(len(frame))
@@ -33,6 +34,9 @@ def loss_weights(frame: pd.DataFrame, weighting: Literal["uniform", "energy"]) -
         energy = ((frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)).to_numpy()
         w_energy = 1 / (energy - _convex_hull(frame[ATOMS], energy) + DELTA_ENERGY) ** 2
         w_forces = [w / ((f**2).sum(axis=1) + DELTA_FORCE) for w, f in zip(w_energy, frame[FORCES], strict=True)]
+    if WEIGHT in frame:
+        w_energy = w_energy * frame[WEIGHT].to_numpy()
+        w_forces = [given * w for given, w in zip(frame[WEIGHT], w_forces, strict=True)]
     total = sum(float(w.sum()) for w in w_forces)
     return w_energy / w_energy.sum(), [w / total for w in w_forces]
 

@@ -19,12 +19,20 @@ def keys_of(structures):
     return [b"".join(block.tobytes() for block in rows.values()) for rows in structures]
 
 
-def log_det(structures, chosen):
-    total = 0.0
-    for symbol, size in (("Al", 6), ("Mg", 4)):
-        rows = np.concatenate([structures[n][symbol] for n in chosen])
-        total += np.linalg.slogdet(rows.T @ rows + 1e-6 * np.eye(size))[1]
+def information(structures, weights):
+    """Weighted information of the chosen structures, `{position: weight}`, of the two elements as one matrix."""
+    total = np.zeros((10, 10))
+    for n, weight in weights.items():
+        for symbol, place in (("Al", slice(0, 6)), ("Mg", slice(6, 10))):
+            total[place, place] += weight * structures[n][symbol].T @ structures[n][symbol]
     return total
+
+
+def distance(structures, weights):
+    """How far the information of a choice is from that of all structures, in functions whitened by the latter."""
+    whole = np.linalg.cholesky(information(structures, dict.fromkeys(range(len(structures)), 1.0)))
+    white = np.linalg.solve(whole, np.linalg.solve(whole, information(structures, weights)).T)
+    return np.linalg.norm(white - np.eye(10))
 
 
 @settings(max_examples=25, deadline=None)
@@ -37,16 +45,23 @@ def test_the_order_of_the_structures_does_not_matter(seed, limit, data):
     second = selection.doptimal(shuffled, keys_of(shuffled), [order.index(3)], limit)
     assert sorted(order[n] for n in second.chosen) == first.chosen
     assert {order[n]: grade for n, grade in second.grades.items()} == first.grades
+    assert {order[n]: weight for n, weight in zip(second.chosen, second.weights, strict=True)} == dict(
+        zip(first.chosen, first.weights, strict=True)
+    )
     if limit is not None:
         assert len(first.chosen) == limit
 
 
-def test_it_beats_random_choice():
+def test_its_information_is_closer_to_that_of_all_than_of_any_random_choice():
     structures = random_structures(1, count=60)
-    chosen = selection.doptimal(structures, keys_of(structures), [], 10).chosen
+    choice = selection.doptimal(structures, keys_of(structures), [], 10)
     rng = np.random.default_rng(2)
-    best_of_random = max(log_det(structures, rng.choice(60, 10, replace=False)) for _ in range(200))
-    assert log_det(structures, chosen) > best_of_random
+    random = [dict.fromkeys(rng.choice(60, 10, replace=False), 6.0) for _ in range(200)]
+    found = dict(zip(choice.chosen, choice.weights, strict=True))
+    assert distance(structures, found) < min(distance(structures, weights) for weights in random)
+    whole = dict.fromkeys(range(60), 1.0)
+    loss = np.linalg.slogdet(information(structures, found))[1] - np.linalg.slogdet(information(structures, whole))[1]
+    assert choice.efficiency == pytest.approx(np.exp(loss / 10), rel=1e-4)
 
 
 def test_without_a_number_it_ends_when_nothing_left_out_is_news():
@@ -63,9 +78,12 @@ def test_singular_data_does_not_crash():
     assert len(choice.chosen) == 6
 
 
-def test_too_few_atoms_are_named():
-    assert selection.too_small([{"Al": np.ones((3, 5))}]) == "too few to choose from: 3 atoms of Al for its 5 functions"
-    assert selection.too_small([{"Al": np.ones((6, 5))}]) == ""
+def test_fewer_atoms_than_functions_are_all_kept():
+    rng = np.random.default_rng(4)
+    structures = [{"Al": rng.normal(size=(2, 30))} for _ in range(10)]
+    choice = selection.doptimal(structures, keys_of(structures), [], None)
+    assert choice.chosen == list(range(10))
+    np.testing.assert_allclose(choice.weights, 1, rtol=0.2)
 
 
 def test_lowest_energies_and_shortest_distances_are_indispensable():

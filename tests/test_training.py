@@ -7,7 +7,7 @@ from ase import Atoms
 from conftest import EXAMPLES
 from ruamel.yaml import YAML
 
-from mlip_pace import basis, core, dataset, linear, pacemaker, reference
+from mlip_pace import basis, core, dataset, linear, pacemaker, radial, reference
 from mlip_pace.errors import SettingsError, ToolError
 from mlip_pace.readers import find_files
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
@@ -35,10 +35,39 @@ def test_design_rows_times_coefficients_are_energies_and_forces(tmp_path, target
     basis.write_linear(tmp_path / "p.yaml", section, coefficients)
     calculator = basis.calculator_of(tmp_path / "p.yaml")
     structures = list(target[dataset.ATOMS][60:90:7])
-    for atoms, (energy, forces) in zip(structures, basis.design_rows(section, structures), strict=True):
+    predictions = basis.predictions({"filename": str(tmp_path / "p.yaml")}, structures)
+    for atoms, rows, predicted in zip(structures, basis.design_rows(section, structures), predictions, strict=True):
         calculator.calculate(atoms)
-        assert energy @ coefficients == pytest.approx(calculator.results["energy"], rel=1e-9)
-        np.testing.assert_allclose((forces @ coefficients).reshape(-1, 3), calculator.results["forces"], atol=1e-9)
+        results = np.concatenate([[calculator.results["energy"]], calculator.results["forces"].ravel()])
+        np.testing.assert_allclose(rows @ coefficients, results, atol=1e-9)
+        np.testing.assert_allclose(predicted, results, atol=1e-9)
+
+
+def test_radial_rows_are_derivatives_by_radial_coefficients(tmp_path, target, potential):
+    """Against pyace's B-basis evaluator on potentials whose radial coefficients differ by a finite amount, for every pair."""
+    start, structures = tmp_path / "start.yaml", list(target[dataset.ATOMS][60:90:7])
+    coefficients = np.random.default_rng(1).normal(size=40)
+    basis.write_linear(start, potential, coefficients)
+    section = {"filename": str(start)}
+    radial = basis.radial_coefficients(section)
+    pairs = basis.radial_pairs(section)
+    assert [pairs[0].start, pairs[-1].stop, len(pairs)] == [0, len(radial), 3]
+    columns = [pair.start + 3 for pair in pairs]
+    rows = basis.radial_rows(section, structures, columns)
+    for n, column in enumerate(columns):
+        ends = []
+        for sign in (1, -1):
+            basis.write_linear(
+                tmp_path / "moved.yaml", section, coefficients, radial + sign * 1e-3 * np.eye(len(radial))[column]
+            )
+            calculator, values = basis.calculator_of(tmp_path / "moved.yaml"), []
+            for atoms in structures:
+                calculator.calculate(atoms)
+                values.append(np.concatenate([[calculator.results["energy"]], calculator.results["forces"].ravel()]))
+            ends.append(values)
+        for row, plus, minus in zip(rows, *ends, strict=True):
+            scale = np.abs(plus - minus).max() / 2e-3
+            np.testing.assert_allclose(row[:, n], (plus - minus) / 2e-3, atol=1e-3 * scale + 1e-9)
 
 
 def labelled(target, potential, coefficients):
@@ -47,25 +76,51 @@ def labelled(target, potential, coefficients):
     w_energy, w_forces = loss_weights(target, "uniform")
     rows = basis.design_rows(potential, atoms)
     return [
-        linear.Labelled(a, float(e @ coefficients), (f @ coefficients).reshape(-1, 3), we, wf)
-        for a, (e, f), we, wf in zip(atoms, rows, w_energy, w_forces, strict=True)
+        linear.Labelled(a, float(r[0] @ coefficients), (r[1:] @ coefficients).reshape(-1, 3), we, wf)
+        for a, r, we, wf in zip(atoms, rows, w_energy, w_forces, strict=True)
     ]
 
 
 def test_least_squares_find_the_coefficients_that_made_the_labels(target, potential):
     coefficients = np.random.default_rng(2).normal(size=40) * basis.smoothness(potential)
     structures = labelled(target, potential, coefficients)
-    found, lam = linear.solve(linear.accumulate(structures, potential, 0.1), basis.smoothness(potential))
-    predicted = [e @ found for e, _ in basis.design_rows(potential, [s.atoms for s in structures])]
-    np.testing.assert_allclose(predicted, [s.energy for s in structures], atol=1e-5)
-    assert lam < 1e-6
+    found = linear.fit(structures, potential, 0.1)
+    for rows, one in zip(basis.design_rows(potential, [s.atoms for s in structures]), structures, strict=True):
+        np.testing.assert_allclose(rows @ found.coefficients, one.target, atol=1e-5)
+    assert found.lam < 1e-6
+    assert found.loss < 1e-10
 
 
 def test_the_number_of_workers_does_not_change_a_bit(tmp_path, target, potential):
     structures = labelled(target, potential, np.ones(40))
     for workers in (1, 2):
-        linear.start(tmp_path / f"{workers}.yaml", structures, potential, 0.1, workers)
-    assert (tmp_path / "1.yaml").read_bytes() == (tmp_path / "2.yaml").read_bytes()
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        radial.start(folder, structures, potential, 0.1, workers)
+        radial.refine(folder, structures, [], 0.1, 1, workers=workers)
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert names == ["iteration-0.yaml", "iteration-1.yaml", "metrics.txt", "state.json"]
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_variable_projection_lowers_the_loss_and_continues_where_it_stopped(tmp_path, target, potential):
+    columns = (target[dataset.ATOMS], target.energy_corrected, target.forces, *loss_weights(target, "uniform"))
+    structures = [linear.Labelled(*row) for row in zip(*columns, strict=True)]
+    for name, stops in (("through", [3]), ("stopped", [1, 3])):
+        (tmp_path / name).mkdir()
+        start = radial.start(tmp_path / name, structures, potential, 0.1)
+        for most in stops:
+            state = radial.refine(tmp_path / name, structures, structures[::5], 0.1, most)
+        assert state.solution.loss < 0.9 * start.solution.loss
+        assert state.solution.log_evidence > start.solution.log_evidence
+    for table in ("metrics.txt", "test_metrics.txt"):
+        rows = [(tmp_path / name / table).read_text() for name in ("through", "stopped")]
+        assert rows[0] == rows[1]
+        assert len(rows[0].splitlines()) == 5
+    header, *_, last = (tmp_path / "through" / "metrics.txt").read_text().splitlines()
+    loss = dict(zip(header.split(), map(float, last.split()), strict=True))["loss"]
+    assert loss == pytest.approx(state.solution.loss, rel=1e-5)  # of the file that was written, against that of the solve
 
 
 def test_more_regularisation_for_noisier_labels(target, potential):
@@ -75,7 +130,7 @@ def test_more_regularisation_for_noisier_labels(target, potential):
             linear.Labelled(s.atoms, s.energy, s.forces + rng.normal(0, noise, s.forces.shape), s.w_energy, s.w_forces)
             for s in labelled(target, potential, np.ones(40) * basis.smoothness(potential))
         ]
-        lambdas.append(linear.solve(linear.accumulate(structures, potential, 0.5), basis.smoothness(potential))[1])
+        lambdas.append(linear.fit(structures, potential, 0.5).lam)
     assert lambdas[0] < lambdas[1]
 
 
