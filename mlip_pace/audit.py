@@ -77,8 +77,13 @@ def labels(atoms: Atoms, keys: DataSettings) -> tuple[dict[str, Any], str]:
     return found, " ".join(f"{kind}={place[kind]}" for kind in given if found.get(kind) is not None)
 
 
-def checked(atoms: Atoms, found: dict[str, Any], elements: Sequence[str] | None) -> tuple[float, Any, Any]:
-    """Energy, forces (n, 3) and stress (3, 3) or None as floats, once they have passed every check. Raises `Broken`."""
+def checked(
+    atoms: Atoms, found: dict[str, Any], elements: Sequence[str] | None, cutoff: float
+) -> tuple[float, Any, Any, int]:  # fmt: skip
+    """Energy, forces (n, 3) and stress (3, 3) or None as floats, once they have passed every check. Raises `Broken`.
+
+    With them the number of atoms that have no neighbour within the cutoff (Å).
+    """
     count = len(atoms)
     if count == 0:
         raise Broken("no atoms")
@@ -105,15 +110,15 @@ def checked(atoms: Atoms, found: dict[str, Any], elements: Sequence[str] | None)
         raise Broken(f"{', '.join(unknown)}: no chemical element")
     if any(atoms.pbc) and abs(atoms.cell.volume) < 1e-6 and atoms.pbc.all():
         raise Broken("periodic, but without a cell")
-    distances = neighbours("d", atoms, CLOSEST)
-    if distances.size:
+    centres, distances = neighbours("id", atoms, cutoff)
+    if distances.size and distances.min() < CLOSEST:
         raise Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
     if elements is not None and not set(atoms.symbols) <= set(elements):
         foreign = sorted(set(atoms.symbols) - set(elements))
         raise NotInBasis(f"{', '.join(foreign)} not in MLIP_PACE_BASIS_ELEMENTS={','.join(elements)}")
     if stress is not None:
         stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
-    return energy, forces, stress
+    return energy, forces, stress, count - len(np.unique(centres))
 
 
 class NotInBasis(Broken):

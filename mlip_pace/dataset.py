@@ -11,6 +11,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +22,16 @@ import pandas as pd
 from ase import Atoms
 from ase.data import atomic_numbers
 
+from mlip_pace import process
 from mlip_pace.audit import Audit, Broken, NotInBasis, checked, fully_periodic, labels
 from mlip_pace.errors import DataError
-from mlip_pace.neighbours import neighbours
-from mlip_pace.readers import COLLECTIONS, InputFile, read_frames
+from mlip_pace.readers import COLLECTIONS, InputFile, Piece, pieces_of, read_frames
 from mlip_pace.settings import DataSettings
 
 ATOMS, ENERGY, FORCES, STRESS = "ase_atoms", "energy_dft", "forces_dft", "stress_dft"
 NAME, SOURCE, CONFIG_TYPE, GROUP, SPLIT = "name", "source", "config_type", "group", "split"
 ENERGY_ATOMS = "energy_atoms"  # sum of E0, eV
+LONELY = "lonely"  # atoms without a neighbour within the cutoff
 WEIGHT = "weight"  # what a structure counts for in the loss: how many of those left out it stands for
 TRAIN, TEST = "train", "test"
 
@@ -49,59 +53,94 @@ def geometry_key(atoms: Atoms) -> bytes:
     return hashlib.sha256(atoms.numbers.tobytes() + atoms.pbc.tobytes() + rounded.tobytes()).digest()
 
 
-def rows_of(
-    structures: Iterable[tuple[str, str, Atoms | str]],
-    keys: DataSettings,
-    elements: Sequence[str] | None,
-    cutoff: float,
-    audit: Audit,
-) -> list[dict[str, Any]]:
-    """One row for each sound structure of `(source, group, atoms or reason)`; the others go to the audit."""
-    rows: list[dict[str, Any]] = []
-    seen: dict[bytes, dict[str, Any]] = {}
-    for source, group, atoms in structures:
-        audit.read += 1
-        if isinstance(atoms, str):
-            audit.reject(source, atoms)
-            continue
-        try:
-            found, used = labels(atoms, keys)
-            energy, forces, stress = checked(atoms, found, elements)
-        except NotInBasis as reason:
-            audit.leave_out(source, str(reason))
-            continue
-        except Broken as reason:
-            audit.reject(source, str(reason))
-            continue
-        audit.keys[used] += 1
-        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        bare, shrink = fully_periodic(bare, cutoff)
-        row = {
-            ATOMS: bare,
-            ENERGY: energy,
-            FORCES: forces,
-            STRESS: None if stress is None else stress * shrink,
-            NAME: str(atoms.info.get(NAME, source)),
-            SOURCE: source,
-            CONFIG_TYPE: str(atoms.info.get(CONFIG_TYPE, "default")),
-            GROUP: str(atoms.info.get(GROUP, group)),
-        }
-        first = seen.setdefault(geometry_key(bare), row)
-        if first is not row:
-            gap = abs(first[ENERGY] - energy) / len(atoms)
-            differs = f"; their energies differ by {1e3 * gap:.3g} meV/atom" if gap > 1e-4 else ""
-            audit.leave_out(source, f"the same structure as {first[SOURCE]}{differs}")
-            continue
-        rows.append(row)
-    return rows
+Structure = tuple[str, str, Atoms | str]  # source, group, atoms or why there are none
 
 
-def structures_of(files: list[InputFile]) -> Iterator[tuple[str, str, Atoms | str]]:
-    """`(source, group, atoms or reason)` for every structure of the files."""
-    for file in files:
-        for number, atoms in enumerate(read_frames(file)):
+@dataclass(frozen=True)
+class FilePiece:
+    """The structures of a piece of a file, read when iterated over."""
+
+    piece: Piece
+
+    def __iter__(self) -> Iterator[Structure]:
+        file = self.piece.file
+        for number, atoms in enumerate(read_frames(self.piece), self.piece.frames):
             source = f"{file.name}#{number}"
             yield source, source if file.format in COLLECTIONS else file.name, atoms
+
+
+def structures_of(files: list[InputFile]) -> list[FilePiece]:
+    """The structures of the files, in pieces that a worker can read by itself."""
+    return [FilePiece(piece) for file in files for piece in pieces_of(file)]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A structure as the audit sees it: its row of the DataFrame, or why it has none."""
+
+    source: str
+    row: dict[str, Any] | None = None
+    reason: str = ""
+    rejected: bool = False  # wrong, and not only not asked for
+    keys: str = ""
+    geometry: bytes = b""
+
+
+def examine(
+    structures: Iterable[Structure], data: DataSettings, elements: Sequence[str] | None, cutoff: float, prefix: str
+) -> list[Examined]:  # fmt: skip
+    """Read and check the structures of a piece. `prefix` goes before source and group."""
+    return [_examine(prefix + source, prefix + group, atoms, data, elements, cutoff) for source, group, atoms in structures]
+
+
+def _examine(
+    source: str, group: str, atoms: Atoms | str, data: DataSettings, elements: Sequence[str] | None, cutoff: float
+) -> Examined:  # fmt: skip
+    if isinstance(atoms, str):
+        return Examined(source, reason=atoms, rejected=True)
+    try:
+        found, keys = labels(atoms, data)
+        energy, forces, stress, lonely = checked(atoms, found, elements, cutoff)
+    except Broken as reason:
+        return Examined(source, reason=str(reason), rejected=not isinstance(reason, NotInBasis))
+    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    bare, shrink = fully_periodic(bare, cutoff)
+    row = {
+        ATOMS: bare,
+        ENERGY: energy,
+        FORCES: forces,
+        STRESS: None if stress is None else stress * shrink,
+        NAME: str(atoms.info.get(NAME, source)),
+        SOURCE: source,
+        CONFIG_TYPE: str(atoms.info.get(CONFIG_TYPE, "default")),
+        GROUP: str(atoms.info.get(GROUP, group)),
+        LONELY: lonely,
+    }
+    return Examined(source, row, keys=keys, geometry=geometry_key(bare))
+
+
+def rows_of(
+    pieces: Sequence[Iterable[Structure]], data: DataSettings, elements: Sequence[str] | None, cutoff: float, audit: Audit, *,
+    workers: int = 1, prefix: str = "",
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One row for each sound structure, in their order; the others go to the audit. Pieces are read in worker processes."""
+    rows: list[dict[str, Any]] = []
+    seen: dict[bytes, dict[str, Any]] = {}
+    function = partial(examine, data=data, elements=elements, cutoff=cutoff, prefix=prefix)
+    for one in chain.from_iterable(process.parallel_map(function, pieces, workers)):
+        audit.read += 1
+        if one.row is None:
+            (audit.reject if one.rejected else audit.leave_out)(one.source, one.reason)
+            continue
+        audit.keys[one.keys] += 1
+        first = seen.setdefault(one.geometry, one.row)
+        if first is not one.row:
+            gap = abs(first[ENERGY] - one.row[ENERGY]) / len(first[ATOMS])
+            differs = f"; their energies differ by {1e3 * gap:.3g} meV/atom" if gap > 1e-4 else ""
+            audit.leave_out(one.source, f"the same structure as {first[SOURCE]}{differs}")
+            continue
+        rows.append(one.row)
+    return rows
 
 
 def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data: Any) -> pd.DataFrame:
@@ -110,36 +149,36 @@ def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data:
     `data` are the fields of the DATA settings (`energy_key="my_energy"`, ...). What was left out, with its reason, is in
     `frame.attrs["left_out"]`, E0 (eV) in `frame.attrs["e0"]`. Raises `DataError` if too much of it is wrong.
     """
-    given: list[tuple[str, str, Atoms | str]] = [(f"atoms#{n}", f"atoms#{n}", atoms) for n, atoms in enumerate(atoms_list)]
+    given: list[Structure] = [(f"atoms#{n}", f"atoms#{n}", atoms) for n, atoms in enumerate(atoms_list)]
     settings = DataSettings.model_construct().model_copy(update=data)
-    frame, summary = assemble(given, None, settings, None, cutoff, seed=42)
+    frame, summary = assemble([given], None, settings, None, cutoff, seed=42)
     frame.attrs.update(left_out=summary["left_out"], e0=summary["e0"])
     return frame
 
 
 def collect(
     folder: Path, *, files: list[InputFile], test_files: list[InputFile] | None, data: DataSettings,
-    elements: list[str] | None, cutoff: float, seed: int,
+    elements: list[str] | None, cutoff: float, seed: int, workers: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The stage: write `frames.pckl.gzip`; the summary has counts, elements, E0, keys and everything left out."""
     test = None if test_files is None else structures_of(test_files)
-    frame, summary = assemble(structures_of(files), test, data, elements, cutoff, seed)
+    frame, summary = assemble(structures_of(files), test, data, elements, cutoff, seed, workers)
     save_frame(frame, folder / "frames.pckl.gzip")
     return summary
 
 
 def assemble(
-    structures: Iterable[tuple[str, str, Atoms | str]], test_structures: Iterable[tuple[str, str, Atoms | str]] | None,
-    data: DataSettings, elements: list[str] | None, cutoff: float, seed: int,
+    pieces: Sequence[Iterable[Structure]], test_pieces: Sequence[Iterable[Structure]] | None, data: DataSettings,
+    elements: list[str] | None, cutoff: float, seed: int, workers: int = 1,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:  # fmt: skip
     """Audit, E0 and split. Returns the frame and a summary of what happened."""
     audit = Audit()
-    rows = rows_of(structures, data, elements, cutoff, audit)
+    rows = rows_of(pieces, data, elements, cutoff, audit, workers=workers)
     for row in rows:
         row[SPLIT] = TRAIN
-    if test_structures is not None:
+    if test_pieces is not None:
         given = {geometry_key(row[ATOMS]): row[SOURCE] for row in rows}
-        for row in rows_of(((f"test:{s}", f"test:{g}", a) for s, g, a in test_structures), data, elements, cutoff, audit):
+        for row in rows_of(test_pieces, data, elements, cutoff, audit, workers=workers, prefix="test:"):
             if (same := given.get(geometry_key(row[ATOMS]))) is not None:
                 audit.leave_out(row[SOURCE], f"the same structure as {same} of the training data")
             else:
@@ -154,7 +193,7 @@ def assemble(
     e0, e0_source = atomic_energies(frame[frame[SPLIT] == TRAIN], isolated, data.e0)
     frame[ENERGY_ATOMS] = [sum(e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in frame[ATOMS]]
     frame = _without_extremes(frame, data, audit).reset_index(drop=True)
-    if test_structures is None:
+    if test_pieces is None:
         frame[SPLIT] = split_by_group(frame, data.test_fraction, seed)
     _refuse_too_little(frame, elements, audit)
     used = sorted({symbol for atoms in frame[ATOMS] for symbol in atoms.symbols})
@@ -223,15 +262,14 @@ def _without_isolated(rows: list[dict[str, Any]], cutoff: float, audit: Audit) -
     kept: list[dict[str, Any]] = []
     isolated: dict[str, float] = {}
     for row in rows:
-        atoms = row[ATOMS]
-        lonely = np.bincount(neighbours("i", atoms, cutoff), minlength=len(atoms)) == 0
+        atoms, lonely = row[ATOMS], row.pop(LONELY)
         said = row[CONFIG_TYPE].lower().replace("_", "") == "isolatedatom"  # its box may be smaller than the cutoff
-        if len(atoms) == 1 and (said or lonely.all()):
+        if len(atoms) == 1 and (said or lonely):
             symbol = atoms.symbols[0]
             isolated[symbol] = min(row[ENERGY], isolated.get(symbol, np.inf))
             audit.leave_out(row[SOURCE], f"isolated atom: its energy is E0 of {symbol}")
-        elif lonely.any():
-            audit.leave_out(row[SOURCE], f"{lonely.sum()} of {len(atoms)} atoms have no neighbour within {cutoff} Å")
+        elif lonely:
+            audit.leave_out(row[SOURCE], f"{lonely} of {len(atoms)} atoms have no neighbour within {cutoff} Å")
         else:
             kept.append(row)
     return kept, isolated

@@ -61,7 +61,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
 
         collected = stage(stages.collect, lambda folder: dataset.collect(
             folder, files=files, test_files=test_files, data=settings.data, elements=settings.basis.elements,
-            cutoff=cutoff, seed=settings.training.seed))  # fmt: skip
+            cutoff=cutoff, seed=settings.training.seed, workers=_threads(settings)))  # fmt: skip
         _say_collected(journal, collected)
 
         subtracted = stage(stages.subtract, lambda folder: reference.subtract(

@@ -6,6 +6,7 @@ from the last checkpoint and what happened stays to be seen. Energies in eV, for
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -27,6 +28,7 @@ from mlip_pace.dataset import ATOMS, NAME, SOURCE, SPLIT, TEST, WEIGHT, save_fra
 from mlip_pace.errors import DivergedError, JobError, OutOfMemoryError, SettingsError, TimeLimitError, ToolError
 from mlip_pace.reference import Reference
 from mlip_pace.settings import TrainingSettings
+from mlip_pace.steps import write_whole
 from mlip_pace.weights import loss_weights, resolve_kappa
 
 TEMPLATES = Environment(

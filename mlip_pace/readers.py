@@ -11,14 +11,15 @@ import os
 import pickle
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
 from ase import Atoms
 from ase.io import iread
-from ase.io import read as ase_read
+from ase.io.extxyz import read_xyz
 from ase.io.formats import open_with_compression
 
 from mlip_pace import cp2k
@@ -44,6 +45,7 @@ _SUFFIXES = {
     ".pckl": "pacemaker",
     ".pkl": "pacemaker",
 }
+BYTES_IN_PIECE = 2**20  # some hundred structures: seconds of work for a worker
 # Files that hold structures of unrelated calculations.
 COLLECTIONS = ("extxyz", "db", "json", "pacemaker")
 
@@ -124,11 +126,37 @@ def _open(path: Path) -> IO[bytes]:
     return open_with_compression(str(path), "rb")
 
 
-def read_frames(file: InputFile) -> Iterator[Atoms | str]:
-    """The structures of a file in order; for one that cannot be read, the reason. Raises `UnsafeError`."""
-    empty = True
+@dataclass(frozen=True)
+class Piece:
+    """A file, or a part of one between two frames, which a worker reads by itself."""
+
+    file: InputFile
+    begin: int = 0  # bytes
+    end: int | None = None
+    frames: int = 0  # that come before it
+    lines: int = 0
+
+
+def pieces_of(file: InputFile) -> list[Piece]:
+    """A plain extended XYZ file in pieces of about BYTES_IN_PIECE, any other in one."""
+    if file.format != "extxyz" or file.path.name.lower().endswith((".gz", ".bz2", ".xz")):
+        return [Piece(file)]
+    pieces, here, frames, lines = [Piece(file)], 0, 0, 0
+    with file.path.open("rb") as content:
+        while (first := content.readline()).strip().isdigit():  # what is no number is for the reader to complain about
+            body = [first, *islice(content, int(first) + 1)]
+            here, frames, lines = here + sum(map(len, body)), frames + 1, lines + len(body)
+            if here - pieces[-1].begin >= BYTES_IN_PIECE:
+                pieces[-1] = replace(pieces[-1], end=here)
+                pieces.append(Piece(file, here, None, frames, lines))
+    return pieces
+
+
+def read_frames(piece: Piece) -> Iterator[Atoms | str]:
+    """The structures of a piece in order; for one that cannot be read, the reason. Raises `UnsafeError`."""
+    file, empty = piece.file, piece.frames == 0
     try:
-        for structure in _structures(file):
+        for structure in _structures(piece):
             empty = False
             yield structure
     except UnsafeError:
@@ -145,9 +173,10 @@ def _in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _structures(file: InputFile) -> Iterator[Atoms | str]:
+def _structures(piece: Piece) -> Iterator[Atoms | str]:
+    file = piece.file
     if file.format == "extxyz":
-        yield from _read_extxyz(file.path)
+        yield from _read_extxyz(piece)
     elif file.format == "pacemaker":
         yield from _read_data_frame(file.path)
     elif file.format == "cp2k":
@@ -175,11 +204,14 @@ def _read_gpaw(path: Path) -> Iterator[Atoms | str]:
         yield atoms
 
 
-def _read_extxyz(path: Path) -> Iterator[Atoms | str]:
+def _read_extxyz(piece: Piece) -> Iterator[Atoms | str]:
     """Frame by frame, so that a broken one does not take the others with it."""
-    with _open(path) as binary:
-        lines = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="replace")
-        number = 0
+    with _open(piece.file.path) as binary:
+        if piece.begin:
+            binary.seek(piece.begin)
+        content = binary if piece.end is None else io.BytesIO(binary.read(piece.end - piece.begin))
+        lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace")
+        number = piece.lines
         while first := lines.readline():
             number += 1
             if not first.strip():
@@ -194,9 +226,7 @@ def _read_extxyz(path: Path) -> Iterator[Atoms | str]:
                 yield f"line {number}: the file ends within a frame of {count} atoms"
                 return
             try:
-                atoms = ase_read(io.StringIO(first + "".join(body)), format="extxyz", index=0)
-                assert isinstance(atoms, Atoms)
-                yield atoms
+                yield next(read_xyz(io.StringIO(first + "".join(body)), 0))
             except Exception as error:
                 yield f"line {number}: {_in_one_line(error)}"
             number += count + 1

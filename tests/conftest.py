@@ -19,7 +19,13 @@ RAW = ROOT / "tests" / "raw"
 EXAMPLES = ROOT / "examples" / "al-mg.extxyz"
 
 
-SMALL = {"BASIS_FUNCTIONS": 20, "BASIS_BODY_ORDER": 3, "TRAINING_MAX_EPOCHS": 0, "DATA_TEST_FRACTION": 0.1}
+SMALL = {
+    "BASIS_FUNCTIONS": 20,
+    "BASIS_BODY_ORDER": 3,
+    "TRAINING_OPTIMIZER": "BFGS",
+    "TRAINING_MAX_EPOCHS": 0,
+    "DATA_TEST_FRACTION": 0.1,
+}
 
 
 def environment(output, data=EXAMPLES, **settings):

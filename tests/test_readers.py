@@ -15,9 +15,9 @@ from ase.io import write
 from ase.units import Bohr, GPa, Hartree, Ry
 from conftest import EXAMPLES, RAW, beside, labelled
 
-from mlip_pace import audit, dataset
+from mlip_pace import audit, dataset, readers
 from mlip_pace.errors import NoInputError, UnsafeError
-from mlip_pace.readers import InputFile, find_files, format_of, load_frame, read_frames
+from mlip_pace.readers import InputFile, Piece, find_files, format_of, load_frame, read_frames
 from mlip_pace.settings import DataSettings
 
 KEYS = DataSettings()
@@ -26,13 +26,13 @@ NUMBER = r"(-?\d+\.\d+(?:E[-+]\d+)?)"
 
 def read(path) -> list[Atoms | str]:
     (file,) = find_files(str(path))
-    return list(read_frames(file))
+    return list(read_frames(Piece(file)))
 
 
 def labels_of(atoms: Atoms):
     """Energy (eV), forces (eV/Å), stress (3, 3) in eV/Å^3 as the job takes them."""
     assert not isinstance(atoms, str), atoms
-    return audit.checked(atoms, audit.labels(atoms, KEYS)[0], None)
+    return audit.checked(atoms, audit.labels(atoms, KEYS)[0], None, 5.0)[:3]
 
 
 def numbers(pattern: str, text: str, columns: int):
@@ -285,3 +285,19 @@ def test_labels_keep_info_of_the_frame(tmp_path):
     write(tmp_path / "a.xyz", atoms, format="extxyz")
     (row,) = dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), KEYS, None, 5.0, audit.Audit())
     assert (row["config_type"], row["group"], row["source"]) == ("dimer", "g", "a.xyz#0")
+
+
+def test_a_file_in_pieces_is_the_same_file(tmp_path, monkeypatch):
+    """Whatever the number of workers, with a broken frame and one that is there twice."""
+    text = EXAMPLES.read_text()
+    (tmp_path / "a.extxyz").write_text(text.replace("energy=", "energi=", 1) + text[: text.index("\n", 400) + 1] + "oops\n")
+    (file,) = find_files(str(tmp_path))
+    seen = []
+    for size, workers in ((10**9, 1), (2000, 1), (2000, 2)):
+        monkeypatch.setattr(readers, "BYTES_IN_PIECE", size)
+        found = audit.Audit()
+        rows = dataset.rows_of(dataset.structures_of([file]), KEYS, None, 5.0, found, workers=workers)
+        seen.append(([row[dataset.SOURCE] for row in rows], [row[dataset.ENERGY] for row in rows], found))
+    assert len(readers.pieces_of(file)) > 10
+    assert len(seen[0][0]) > 100
+    assert seen[0] == seen[1] == seen[2]

@@ -23,7 +23,13 @@ HARDENED = {
     "tmpfs": {"/tmp": "size=64m"},
     "user": f"{UID}:{UID}",
 }
-SMALL = {"BASIS_FUNCTIONS": 12, "BASIS_BODY_ORDER": 3, "TRAINING_MAX_EPOCHS": 0, "DATA_TEST_FRACTION": 0.1}
+SMALL = {
+    "BASIS_FUNCTIONS": 12,
+    "BASIS_BODY_ORDER": 3,
+    "TRAINING_OPTIMIZER": "BFGS",
+    "TRAINING_MAX_EPOCHS": 0,
+    "DATA_TEST_FRACTION": 0.1,
+}
 
 
 def shell(*command, **options):
