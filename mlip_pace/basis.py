@@ -283,6 +283,6 @@ def calculator_of(potential: Path) -> Any:
     """ASE calculator of ACE alone (E0 of a `.yace` included)."""
     from pyace import PyACECalculator
 
-    calculator = PyACECalculator(str(potential))
+    calculator = PyACECalculator(str(potential), recursive_evaluator=True, recursive=True)  # of a .yace: the fastest
     calculator.compute_projections = False
     return calculator

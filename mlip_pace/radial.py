@@ -194,7 +194,8 @@ def write_metrics(
     rows = {}
     for table, labelled in (("metrics.txt", structures), ("test_metrics.txt", test)):
         if labelled:
-            rows[table] = {"iter_num": float(state.iteration), **errors(folder / state.potential, labelled, kappa, workers)}
+            found = errors(folder / state.potential, labelled, kappa, workers)
+            rows[table] = {"ladder_step": 0.0, "iter_num": float(state.iteration), **found}
             path = folder / table
             if state.iteration == 0:
                 write_whole(path, " ".join(rows[table]) + "\n")

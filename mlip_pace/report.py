@@ -29,6 +29,7 @@ from mlip_pace import basis, evaluate, figures
 from mlip_pace.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS, composition
 from mlip_pace.figures import Array, Layer, Panel, cells, rounded
 from mlip_pace.neighbours import neighbours
+from mlip_pace.pacemaker import LEAST_SQUARES
 from mlip_pace.potential import Potential
 from mlip_pace.readers import load_frame
 from mlip_pace.reference import pair_name
@@ -372,7 +373,7 @@ def running_rms(x: Array, error: Array, edges: Array) -> tuple[Array, Array]:
 
 
 def learning_section(metadata: dict[str, Any], fitted: Path) -> Section:
-    """Loss and errors by iteration, as pacemaker recorded them in each attempt."""
+    """Loss and errors by iteration, as variable projection and pacemaker recorded them."""
     training = metadata["training"]
     told = f"{training['iterations']} iterations; the fit ended because: {training['stopped']}."
     train, test = history(fitted, "metrics.txt"), history(fitted, "test_metrics.txt")
@@ -400,9 +401,10 @@ def learning_section(metadata: dict[str, Any], fitted: Path) -> Section:
 
 
 def history(fitted: Path, name: str) -> pd.DataFrame:
-    """pacemaker's table of metrics over all attempts, with a column `iteration` that goes on from one to the next."""
+    """The metrics of the least squares and of all attempts, with a column `iteration` that goes on from one to the next."""
     parts, before = [], 0
-    for attempt in sorted(fitted.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1])):
+    attempts = sorted(fitted.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
+    for attempt in (fitted / LEAST_SQUARES, *attempts):
         if not (attempt / name).exists():
             continue
         table = pd.read_csv(attempt / name, sep=r"\s+").dropna()

@@ -145,7 +145,7 @@ class BasisSettings(Group):
     model_config = SettingsConfigDict(env_prefix=PREFIX + "BASIS_")
     elements: Elements = setting(None, "elements of the potential; none: those of the data")
     cutoff: float = setting(5.0, "cutoff radius", "Å", gt=1, le=15)
-    functions: int = setting(300, "number of functions per element", ge=1, le=20000)
+    functions: int = setting(500, "number of functions per element", ge=1, le=20000)
     body_order: int = setting(5, "highest body order (central atom included)", ge=2, le=7)
     embedding: Literal["linear", "finnis-sinclair"] = setting(
         "finnis-sinclair", "`linear`: E = ρ; `finnis-sinclair`: two densities, E = ρ1 + sqrt(ρ2)"
@@ -169,7 +169,7 @@ class TrainingSettings(Group):
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "structures in a batch")
     ladder_step: LadderStep = setting(None, "grow the basis in steps: a number, a fraction, or both (`10,0.02`)")
     ladder_type: Literal["body_order", "power_order"] = setting("body_order", "order in which the ladder adds functions")
-    max_epochs: int = setting(100, "iterations (of each ladder step, if there is one); 0: the linear start alone", ge=0)
+    max_epochs: int = setting(10, "iterations (of each ladder step, if there is one); 0: the linear start alone", ge=0)
     weighting: Literal["uniform", "energy"] = setting("uniform", "`energy`: low-energy structures weigh more")
     optimizer: Literal["auto", "BFGS", "L-BFGS-B"] = setting(
         "auto", "auto: the radial functions by variable projection, then pacemaker's BFGS; else pacemaker's alone"

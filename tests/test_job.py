@@ -381,3 +381,17 @@ def test_the_time_limit_publishes_the_potential_so_far_and_the_next_run_continue
     assert len(second["attempts"]) == 2
     assert second["iterations"] > first.metadata["training"]["iterations"] > 0
     assert not (tmp_path / "previous-1").exists()  # the same job, further on
+
+
+def test_by_default_the_radial_functions_are_refined_by_variable_projection(tmp_path):
+    """Stopped by nothing but its number of iterations; the learning curve is that of the errors published."""
+    code, events, _ = mlip_pace(tmp_path, TRAINING_OPTIMIZER="auto", TRAINING_MAX_EPOCHS=2)
+    assert code == 0, events
+    metadata = Potential.load(tmp_path / "potential.json").metadata
+    assert metadata["training"]["iterations"] == 2
+    header, *rows = (tmp_path / "work" / "4-train" / "least-squares" / "test_metrics.txt").read_text().splitlines()
+    table = [dict(zip(header.split(), map(float, row.split()), strict=True)) for row in rows]
+    assert [row["iter_num"] for row in table] == [0, 1, 2]
+    # The core (core.py) is set after the fit, below all distances of the training data.
+    assert table[-1]["mae_epa"] == pytest.approx(metadata["errors"]["test"]["energy_mae"], rel=0.02)
+    assert table[-1]["mae_f_comp"] == pytest.approx(metadata["errors"]["test"]["forces_mae"], rel=0.02)
