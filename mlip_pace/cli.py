@@ -1,4 +1,4 @@
-"""The program: `mlip-pace run | check | settings | version`. Turns errors into exit codes (docs/contract.md, section 5)."""
+"""The program `mlip-pace` and its commands. Turns errors into exit codes (docs/contract.md, section 5)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mlip_pace import __version__, stopping
 from mlip_pace.errors import JobError, OutputError, StorageError, ToolError
+
+if TYPE_CHECKING:
+    from mlip_pace.log import Journal
 
 # One thread for the linear algebra of our own process: it works on small matrices, and pacemaker has its own setting.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -22,7 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mlip-pace", description="From DFT results to an ACE interatomic potential.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="the whole job (the default); settings are MLIP_PACE_* environment variables")
-    commands.add_parser("check", help="read settings and data, print the plan, train nothing")
+    checking = commands.add_parser("check", help="read settings and data, print the plan, train nothing")
+    checking.add_argument("--json", action="store_true", help="JSON lines; the last has the plan")
+    predicting = commands.add_parser("predict", help="energies, forces, stresses and extrapolation grades of structures")
+    predicting.add_argument("potential", type=Path, help="the potential.json of an output path")
+    predicting.add_argument("data", help="structures or DFT files: a file, a directory or a glob")
+    predicting.add_argument("output", type=Path, help="the extended XYZ file to write")
     listing = commands.add_parser("settings", help="every setting with its type, default, unit and meaning")
     listing.add_argument("--json", action="store_true", help="as a JSON schema")
     commands.add_parser("version", help="the version")
@@ -35,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "version":
         print(f"mlip-pace {__version__}")
         return 0
-    return _job(check_only=given.command == "check")
+    return _job(given)
 
 
 def settings_table() -> str:
@@ -46,27 +56,34 @@ def settings_table() -> str:
     return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *rest)) + " |" for name, *rest in settings.rows()])
 
 
-def _job(check_only: bool) -> int:
+def _job(given: argparse.Namespace) -> int:
     def give_up(error: JobError) -> None:
         journal.close(error.code, error.reason, error.message, error.hint, error.resumable)
 
     stopping.watch(give_up)
-    from mlip_pace import settings
     from mlip_pace.log import Journal
 
-    style = os.environ.get("MLIP_PACE_RUN_LOG_FORMAT", "auto")
+    style = "json" if given.command == "check" and given.json else os.environ.get("MLIP_PACE_RUN_LOG_FORMAT", "auto")
     journal = Journal(style if style in ("text", "json") else "auto")  # type: ignore[arg-type]
+    more: dict[str, Any] = {}
     try:
-        given = settings.load()
-        from mlip_pace import job
-
-        stopping.raise_from_now_on()
-        if check_only:
-            job.check(given, journal)
+        if given.command == "predict":
+            more = {"summary": _predict(given, journal)}
         else:
-            job.run_job(given, journal)
+            from mlip_pace import settings
+
+            loaded = settings.load()
+            from mlip_pace import job
+
+            stopping.raise_from_now_on()
+            if given.command == "check":
+                plan = job.check(loaded, journal)
+                more = {"plan": plan} if given.json else {}
+            else:
+                job.run_job(loaded, journal)
         stopping.hold()
-        code, reason, message, hint, resumable = 0, "done", "checked" if check_only else "published", "", False
+        message = {"check": "checked", "predict": "predicted"}.get(given.command, "published")
+        code, reason, hint, resumable = 0, "done", "", False
     except Exception as raised:
         stopping.hold()
         error = as_job_error(raised)
@@ -75,8 +92,31 @@ def _job(check_only: bool) -> int:
         journal.say("\n".join(text for text in (error.detail, message, hint) if text), "error")
         if isinstance(error, _Unforeseen):
             traceback.print_exception(raised, file=sys.stderr)
-    journal.close(code, reason, message, hint, resumable)
+    journal.close(code, reason, message, hint, resumable, **more)
     return code
+
+
+def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
+    from mlip_pace import limits
+    from mlip_pace.evaluate import error_table
+    from mlip_pace.predict import EXTRAPOLATION, predict
+
+    stopping.raise_from_now_on()
+    journal.enter("predict")
+    summary = predict(given.potential, given.data, given.output, limits.cpus())
+    for item in summary["unreadable"]:
+        journal.warn(f"left out: {item['source']}: {item['reason']}")
+    journal.say(f"{summary['structures']} structures with {summary['atoms']} atoms are in {given.output}")
+    if "largest_gamma" not in summary:
+        journal.warn("the potential has no active set (potential.asi), so there are no extrapolation grades")
+    elif summary["extrapolating"]:
+        journal.warn(
+            f"{summary['extrapolating']} structures have a grade above {EXTRAPOLATION:g} (the largest: "
+            f"{summary['largest_gamma']:.3g}): the potential extrapolates there"
+        )
+    if "errors" in summary:
+        journal.say(error_table({"labels": summary["errors"]}))
+    return summary
 
 
 class _Unforeseen(ToolError):

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import resource
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,20 @@ import pandas as pd
 from ase import Atoms
 from filelock import FileLock, Timeout
 
-from mlip_pace import __version__, basis, core, dataset, evaluate, limits, pacemaker, potential, process, reference, selection
+from mlip_pace import (
+    __version__,
+    basis,
+    core,
+    dataset,
+    estimate,
+    evaluate,
+    limits,
+    pacemaker,
+    potential,
+    process,
+    reference,
+    selection,
+)
 from mlip_pace.errors import BusyError, DeviceError, GateError, JobError, OtherResultError, TimeLimitError
 from mlip_pace.log import Journal
 from mlip_pace.potential import SIDECAR, Potential
@@ -102,7 +116,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
             output, stages.train.result, ref, collected["elements"], metadata,
             lambda sidecar: _draw_report(journal, sidecar, stages, scored))  # fmt: skip
         journal.say(f"published {result.path}")
-        journal.say(error_table(scores["errors"]), errors=scores["errors"])
+        journal.say(evaluate.error_table(scores["errors"]), errors=scores["errors"])
         if not trained["complete"]:
             raise TimeLimitError(
                 f"the time limit came first, after {trained['iterations']} iterations; the potential so far is published",
@@ -162,20 +176,6 @@ def plan_stages(settings: Settings, override: dict[str, Any], digests: dict[str,
     train = plan(work, "4-train", {**training, "override": override}, activeset)
     score = plan(work, "5-evaluate", settings.evaluate.model_dump(mode="json"), train)
     return Stages(collect, subtract, activeset, train, score)
-
-
-def error_table(errors: dict[str, dict[str, float]]) -> str:
-    """The errors of ACE + reference against DFT, as text."""
-    lines = [f"{'ACE + reference against DFT':<28}{'energy, meV/atom':>20}{'forces, eV/Å':>20}",
-             f"{'structures':>17}{'atoms':>9}{'':2}{'MAE':>10}{'RMSE':>10}{'MAE':>10}{'RMSE':>10}"]  # fmt: skip
-    for name in ("train", "left_out", "test"):
-        if e := errors.get(name):
-            lines.append(
-                f"{name:<9}{e['n_structures']:>8}{e['n_atoms']:>9}  "
-                f"{1e3 * e['energy_mae']:>10.2f}{1e3 * e['energy_rmse']:>10.2f}"
-                f"{e['forces_mae']:>10.4f}{e['forces_rmse']:>10.4f}"
-            )
-    return "\n".join(lines)
 
 
 def _only_run(output: Path) -> FileLock:
@@ -377,16 +377,36 @@ def versions() -> dict[str, str]:
     return result
 
 
-def check(settings: Settings, journal: Journal) -> None:
-    """Refuse what `run_job` would refuse, and say what it would do: data, reference, basis. Writes no file."""
+def check(settings: Settings, journal: Journal) -> dict[str, Any]:
+    """Refuse what `run_job` would refuse, all at once, and say what it would do. Writes no file.
+
+    Returns the plan: counts, elements, E0, reference, functions, parameters, `seconds`, `memory` (bytes), `left_out`,
+    `warnings` and pacemaker's `input_yaml`.
+    """
     settings = settings.of_member()
-    files, test_files, _ = _input_files(settings)
-    override = pacemaker.load_override(settings.training.override)
-    potential.refuse_links(settings.output.path)
-    _refuse_missing_gpu(settings)
+    probes: tuple[Callable[[], Any], ...] = (
+        lambda: find_files(settings.data.path),
+        lambda: find_files(settings.data.test_path) if settings.data.test_path else None,
+        lambda: pacemaker.load_override(settings.training.override),
+        lambda: basis.from_file(settings.training.start),
+        lambda: potential.refuse_unwritable(settings.output.path),
+        lambda: _refuse_missing_gpu(settings),
+    )
+    refused = []
+    for probe in probes:
+        try:
+            probe()
+        except JobError as error:
+            refused.append(error)
+    if refused:
+        raise type(refused[0])("\n".join(e.message for e in refused), "\n".join(e.hint for e in refused if e.hint))
+    files, test_files, digests = _input_files(settings)
+    override, start = pacemaker.load_override(settings.training.override), basis.from_file(settings.training.start)
+    if _already_published(settings, plan_stages(settings, override, digests, start)) is not None:
+        journal.say(f"{settings.output.path} holds the potential of just these inputs: run would have nothing to do")
     journal.enter("collect")
     test = None if test_files is None else dataset.structures_of(test_files)
-    cutoff = settings.basis.cutoff
+    cutoff = basis.cutoff_of(start) if start else settings.basis.cutoff
     frames, collected = dataset.assemble(
         dataset.structures_of(files), test, settings.data, settings.basis.elements, cutoff, settings.training.seed
     )
@@ -394,13 +414,49 @@ def check(settings: Settings, journal: Journal) -> None:
     journal.enter("subtract")
     train = frames[frames[dataset.SPLIT] == dataset.TRAIN]
     ref = reference.choose(settings.reference, train, cutoff)
-    reference.delta(ref, frames)
+    target = reference.delta(ref, frames)
+    target = target[target[dataset.SPLIT] == dataset.TRAIN]
     journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
+    for warning in collected["warnings"]:
+        journal.warn(warning)
     journal.enter("train")
     shortest = reference.shortest_distances(train[dataset.ATOMS], cutoff)
-    section = basis.potential_section(
+    section = start or basis.potential_section(
         settings.basis, collected["elements"], core.shortest_of_every_pair(shortest, collected["elements"])
     )
-    size = basis.size(pacemaker.merged(section, override.get("potential", {})))
-    functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in size.items() if symbol != "parameters")
-    journal.say(f"{functions}, {size['parameters']} parameters, at most {settings.training.max_epochs} iterations")
+    section = pacemaker.merged(section, override.get("potential", {}))
+    basis.refuse_other_elements(section, collected["elements"])
+    size = basis.size(section)
+    parameters = size.pop("parameters")
+    functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in size.items())
+    journal.say(f"{functions}, {parameters} parameters, at most {settings.training.max_epochs} iterations")
+    with tempfile.TemporaryDirectory() as scratch:
+        runner = pacemaker.PacemakerRunner(Path(scratch), section, settings.training, override=override)
+        batch = runner.batch_size(target)
+        first = settings.output.path / "work" / "4-train" / "start.yaml" if runner.starts_linear() else None
+        text = runner.render(target, len(train) < len(frames), start=first)
+    seconds = estimate.seconds(section, list(train[dataset.ATOMS]), settings.training.max_epochs, _threads(settings))
+    memory = estimate.memory(batch * train[dataset.ATOMS].map(len).mean())
+    journal.say(
+        f"about {seconds['linear_start']:.0f} s for the linear start, at most about {seconds['training']:.0f} s for the "
+        f"iterations, on {_threads(settings)} threads (to a factor of two)"
+    )
+    journal.say(f"about {memory['needed'] / 2**30:.1f} GB of {memory['available'] / 2**30:.1f} GB of memory for pacemaker")
+    if memory["needed"] > memory["available"]:
+        journal.warn("that is more than there is: lower MLIP_PACE_TRAINING_BATCH_SIZE or MLIP_PACE_BASIS_FUNCTIONS")
+    journal.say("pacemaker's input.yaml:\n" + text)
+    return {
+        **{key: collected[key] for key in ("read", "used", "train", "test", "atoms", "elements", "e0", "e0_source", "keys")},
+        "reference": ref.as_dict(),
+        "shortest": shortest,
+        "functions": size,
+        "parameters": parameters,
+        "iterations": settings.training.max_epochs,
+        "batch_size": batch,
+        "threads": _threads(settings),
+        "seconds": seconds,
+        "memory": memory,
+        "left_out": collected["left_out"],
+        "warnings": collected["warnings"],
+        "input_yaml": text,
+    }

@@ -100,8 +100,11 @@ class Journal:
             self.bar.stop()
             self.bar = None
 
-    def close(self, code: int, reason: str, message: str, hint: str, resumable: bool) -> None:
-        """The last line: one JSON object, in either style; also in the pod's termination message, where there is one."""
+    def close(self, code: int, reason: str, message: str, hint: str, resumable: bool, **more: Any) -> None:
+        """The last line: one JSON object, in either style; also in the pod's termination message, where there is one.
+
+        `more` is only in that line.
+        """
         self.end_progress()
         end = {"code": code, "reason": reason, "stage": self.stage, "message": message, "hint": hint, "resumable": resumable}
         self._file({"time": _now(), "level": "end", **end})
@@ -111,7 +114,7 @@ class Journal:
         if pod.is_file():
             with contextlib.suppress(OSError):
                 pod.write_text(text)
-        print(text, flush=True)
+        print(json.dumps({**end, **more}) if more else text, flush=True)
 
     def _file(self, event: dict[str, Any]) -> None:
         """Append a whole line or nothing. Raises the first `OSError`: from then on the job ends, and the end must be told."""

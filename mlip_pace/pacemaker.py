@@ -143,11 +143,11 @@ class PacemakerRunner:
         target = self.folder / "potential.yaml"
         start = checkpoints[-1].path if checkpoints else None
         loss, why = None, "the iterations asked for are done"
-        if self._starts_linear():
+        if self.starts_linear():
             state = self._least_squares(train, test)
             before, loss = before + state.iteration, state.solution.loss
             start = start or self.folder / LEAST_SQUARES / state.potential
-            if self._refines() and not state.ended and state.iteration < self.training.max_epochs:
+            if self.refines() and not state.ended and state.iteration < self.training.max_epochs:
                 shutil.copyfile(start, target)
                 why = "the time limit came first"
                 return Trained(target, before, self.records(), loss, why, self.linear_start, complete=False)
@@ -212,11 +212,13 @@ class PacemakerRunner:
                 result.append({"iterations": kept.iterations if kept else 0, **json.loads((attempt / RECORD).read_text())})
         return result
 
-    def _starts_linear(self) -> bool:
+    def starts_linear(self) -> bool:
+        """Whether the fit starts from least squares."""
         start = self.training.start
         return "filename" not in self.potential and (start == "linear" or (start == "auto" and not self.training.ladder_step))
 
-    def _refines(self) -> bool:
+    def refines(self) -> bool:
+        """Whether our own refinement (`radial.py`) takes the place of pacemaker's."""
         return self.training.optimizer == "auto" and self.training.max_epochs > 0
 
     def _least_squares(self, train: pd.DataFrame, test: pd.DataFrame | None) -> radial.State:
@@ -226,7 +228,7 @@ class PacemakerRunner:
         kappa = resolve_kappa(train, self.training.kappa)
         labelled = self._labelled(train)
         state = radial.load(folder) or radial.start(folder, labelled, self.potential, kappa, self.threads)
-        if self._refines():
+        if self.refines():
             watched = self._labelled(test) if test is not None and len(test) else []
             state = radial.refine(
                 folder, labelled, watched, kappa, self.training.max_epochs, seed=self.training.seed, workers=self.threads,

@@ -170,11 +170,25 @@ def prepare(output: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        there = next(p for p in (output, *output.parents) if p.exists())
-        about = there.stat()
-        raise OutputError(
-            f"{output} cannot be written by uid {os.getuid()}, gid {os.getgid()}: {error.strerror}; "
-            f"{there} belongs to uid {about.st_uid}, gid {about.st_gid}, mode {about.st_mode & 0o7777:o}",
-            f"run as that user (docker run --user {about.st_uid}:{about.st_gid}), or chown the folder to {os.getuid()}, "
-            "or set MLIP_PACE_OUTPUT_PATH",
-        ) from None
+        raise _not_writable(output, str(error.strerror)) from None
+
+
+def refuse_unwritable(output: Path) -> None:
+    """Raise what `prepare` would, without writing anything."""
+    refuse_links(output)
+    there = next(p for p in (output, *output.parents) if p.exists())
+    if not there.is_dir():
+        raise _not_writable(output, f"{there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _not_writable(output, "no permission")
+
+
+def _not_writable(output: Path, reason: str) -> OutputError:
+    there = next(p for p in (output, *output.parents) if p.exists())
+    about = there.stat()
+    return OutputError(
+        f"{output} cannot be written by uid {os.getuid()}, gid {os.getgid()}: {reason}; "
+        f"{there} belongs to uid {about.st_uid}, gid {about.st_gid}, mode {about.st_mode & 0o7777:o}",
+        f"run as that user (docker run --user {about.st_uid}:{about.st_gid}), or chown the folder to {os.getuid()}, "
+        "or set MLIP_PACE_OUTPUT_PATH",
+    )
