@@ -35,7 +35,7 @@ def seconds(potential: dict[str, Any], train: Sequence[Atoms], iterations: int, 
             break
     rows = total / atoms * sum(map(len, train)) / threads
     return {
-        "linear_start": round(rows, 1),
+        "linear_start": round(rows, 3),
         "training": round(TENSORFLOW + iterations * ITERATION * rows, 0) if iterations else 0.0,
     }
 

@@ -100,7 +100,6 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
             override=override, threads=_threads(settings), device=device,
             gpu_memory=settings.run.gpu_memory, deadline=deadline,
             progress=lambda values: journal.progress(values, settings.training.max_epochs), warn=journal.warn))  # fmt: skip
-        journal.end_progress()
         loss = f", loss {trained['loss']:.4g}" if "loss" in trained else ""
         journal.say(f"{trained['iterations']} iterations{loss}: {trained['stopped']}")
 
@@ -141,7 +140,11 @@ def learn(structures: Sequence[Atoms], output: str | Path = "out", **groups: Map
             trajectory.write(atoms)
     groups = {**groups, "data": {**groups.get("data", {}), "path": str(given)}}
     groups["output"] = {"overwrite": True, **groups.get("output", {}), "path": Path(output)}
-    return run_job(load(**groups), Journal("text"))
+    journal = Journal("text")
+    try:
+        return run_job(load(**groups), journal)
+    finally:
+        journal.end_progress()
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
+STAGES = ("collect", "subtract", "activeset", "train", "evaluate", "publish")
 
 
 class Journal:
-    """Writes events as text or JSON lines; on a terminal the training has a progress bar. `close` must be called."""
+    """Writes events as text or JSON lines; on a terminal a job has a live display below. `close` must be called."""
 
     def __init__(self, style: Literal["auto", "text", "json"] = "auto") -> None:
         terminal = sys.stdout.isatty()
         self.text = style == "text" or (style == "auto" and terminal)
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False, markup=False) if self.text else None
-        self.bar: Progress | None = None
+        self.live: Live | None = None
         self.terminal = terminal
         self.folder: Path | None = None
         self.failing = False  # log.jsonl cannot be written to
@@ -42,6 +46,7 @@ class Journal:
         """What follows belongs to this stage."""
         self.stage, self.first = stage, None
         self._status({})
+        self._show()
 
     def say(self, message: str, level: str = "info", **values: Any) -> None:
         event = {"time": _now(), "level": level, "stage": self.stage, "message": message, **values}
@@ -82,23 +87,34 @@ class Journal:
             )
         self._status(shown)
         if self.text and self.terminal:
-            self._show_bar(line, iteration, total)
+            self._show(line, iteration, total, shown.get("eta_seconds"))
         elif now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             self.say(line, **shown)
 
-    def _show_bar(self, line: str, iteration: float, total: int) -> None:
-        if self.bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.bar.add_task("", total=total)
-            self.bar.start()
-        self.bar.update(self.bar.task_ids[0], completed=iteration, description=line)
+    def _show(self, line: str = "", iteration: float = 0, total: int = 0, eta: float | None = None) -> None:
+        """On a terminal, below what was said: the stages, and how far the present one is."""
+        if self.console is None or not self.terminal or self.folder is None or self.stage not in STAGES:
+            return
+        if self.live is None:
+            # Drawn when something happens: a thread that draws by itself could not live with our forks.
+            self.live = Live(console=self.console, transient=True, auto_refresh=False)
+            self.live.start()
+        now = STAGES.index(self.stage)
+        marks = ("✓ " if n < now else "▸ " if n == now else "  " for n in range(len(STAGES)))
+        stages = Text("   ".join(mark + name for mark, name in zip(marks, STAGES, strict=True)), style="bold")
+        rows = Table.grid()
+        rows.add_row(stages)
+        if line:
+            left = "" if eta is None else f"  {int(eta) // 60}:{int(eta) % 60:02d} left"
+            rows.add_row(ProgressBar(max(total, 1), iteration, width=60))
+            rows.add_row(Text(line + left))
+        self.live.update(rows, refresh=True)
 
     def end_progress(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
 
     def close(self, code: int, reason: str, message: str, hint: str, resumable: bool, **more: Any) -> None:
         """The last line: one JSON object, in either style; also in the pod's termination message, where there is one.

@@ -55,6 +55,15 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The output folder of a job with 60 functions and the linear start alone: seconds, and good enough for physics."""
+    output = tmp_path_factory.mktemp("demo") / "out"
+    code, events, _ = mlip_pace(output, BASIS_FUNCTIONS=60, BASIS_BODY_ORDER=None)
+    assert code == 0, events
+    return output
+
+
+@pytest.fixture(scope="session")
 def sidecar(trained):
     return Potential.load(trained / "potential.json")
 
