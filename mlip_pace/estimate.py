@@ -1,7 +1,7 @@
 """How long a job will take and how much memory, before it starts: from a second of the real computation on some of the data.
 
-Rows of the linear start are timed here with pyace. TensorFlow is not started: an iteration of pacemaker is put at so many times
-the rows of the same atoms, measured once (docs/design.md). Good to a factor of two.
+Rows of the linear start are timed here with pyace. TensorFlow is not started: an iteration is put at so many times the rows
+of the same atoms, as was measured once. Good to a factor of two or so.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from mlip_pace import basis, limits
 from mlip_pace.pacemaker import BYTES_PER_ATOM, TRAINER_BYTES
 
 CALIBRATION = 0.5  # s
+REFINEMENT = 3.0  # an iteration of radial.py, likewise
 ITERATION = 1.0  # an iteration of pacemaker, in times of the rows of its atoms on as many threads
 TENSORFLOW = 40.0  # s; to start it and build its graph
 
 
-def seconds(potential: dict[str, Any], train: Sequence[Atoms], iterations: int, threads: int) -> dict[str, float]:
-    """Seconds of the linear start and of the training on the structures (all of them; the choice may leave some out)."""
+def seconds(
+    potential: dict[str, Any], train: Sequence[Atoms], iterations: int, threads: int, pacemaker: bool
+) -> dict[str, float]:
+    """Seconds of the linear start and of `iterations` on all of the structures, by pacemaker or by radial.py."""
     by_size = sorted(train, key=len)
     # From the middle outwards, so that a sample of a few is of typical size; the first is not timed, it builds the basis.
     sample = [by_size[n] for n in sorted(range(len(train)), key=lambda n: abs(n - len(train) // 2))]

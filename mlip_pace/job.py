@@ -438,7 +438,10 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
         batch = runner.batch_size(target)
         first = settings.output.path / "work" / "4-train" / "start.yaml" if runner.starts_linear() else None
         text = runner.render(target, len(train) < len(frames), start=first)
-    seconds = estimate.seconds(section, list(train[dataset.ATOMS]), settings.training.max_epochs, _threads(settings))
+    own = runner.starts_linear() and runner.refines()
+    seconds = estimate.seconds(
+        section, list(train[dataset.ATOMS]), settings.training.max_epochs, _threads(settings), pacemaker=not own
+    )
     memory = estimate.memory(batch * train[dataset.ATOMS].map(len).mean())
     journal.say(
         f"about {seconds['linear_start']:.0f} s for the linear start, at most about {seconds['training']:.0f} s for the "

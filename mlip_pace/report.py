@@ -408,7 +408,8 @@ def history(fitted: Path, name: str) -> pd.DataFrame:
         if not (attempt / name).exists():
             continue
         table = pd.read_csv(attempt / name, sep=r"\s+").dropna()
-        for _, step in table.groupby("ladder_step"):  # every step of a ladder counts from 0 again
+        # Every step of a ladder counts from 0 again.
+        for _, step in table.groupby("ladder_step" if "ladder_step" in table else lambda _: 0):
             parts.append(step.assign(iteration=before + step.iter_num))
             before += int(step.iter_num.max())
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

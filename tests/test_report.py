@@ -14,6 +14,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from mlip_pace import figures, load_calculator, report
+from mlip_pace.pacemaker import LEAST_SQUARES
 from mlip_pace.potential import Potential
 from mlip_pace.readers import load_frame
 from mlip_pace.steps import sha256
@@ -108,7 +109,7 @@ def test_errors_by_distance_and_by_force(panels, predicted):
 
 
 def test_learning_curve(panels, trained):
-    attempt = next((trained / "work" / "4-train").glob("attempt-*"))
+    attempt = trained / "work" / "4-train" / LEAST_SQUARES
     for column, name in (("loss", "loss"), ("rmse_epa", "rmse-epa"), ("rmse_f_comp", "rmse-f-comp")):
         layers = {layer["label"]: layer for layer in panels[f"learning-{name}"]["layers"]}
         for label, file in (("train", "metrics.txt"), ("test", "test_metrics.txt")):
@@ -151,7 +152,7 @@ def test_equations_of_state(panels, predicted, trained, sidecar):
 
 
 def test_selection_and_errors_by_type(panels, predicted, trained, sidecar):
-    sources = json.loads((trained / "work" / "3-activeset" / "chosen.json").read_text())
+    sources = list(json.loads((trained / "work" / "3-activeset" / "chosen.json").read_text()))
     panel = panels["chosen"]
     chosen, left = panel["layers"]
     for kind, n, m in zip(panel["categories"], chosen["x"], left["x"], strict=True):
