@@ -444,8 +444,8 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     )
     memory = estimate.memory(batch * train[dataset.ATOMS].map(len).mean())
     journal.say(
-        f"about {seconds['linear_start']:.0f} s for the linear start, at most about {seconds['training']:.0f} s for the "
-        f"iterations, on {_threads(settings)} threads (to a factor of two)"
+        f"about {seconds['linear_start']:.0f} s for the linear start, {seconds['training']:.0f} s for all iterations; they end "
+        f"when they gain no more ({_threads(settings)} threads; to a factor of two or so)"
     )
     journal.say(f"about {memory['needed'] / 2**30:.1f} GB of {memory['available'] / 2**30:.1f} GB of memory for pacemaker")
     if memory["needed"] > memory["available"]:

@@ -109,13 +109,19 @@ def test_errors_by_distance_and_by_force(panels, predicted):
 
 
 def test_learning_curve(panels, trained):
-    attempt = trained / "work" / "4-train" / LEAST_SQUARES
+    train = trained / "work" / "4-train"
     for column, name in (("loss", "loss"), ("rmse_epa", "rmse-epa"), ("rmse_f_comp", "rmse-f-comp")):
         layers = {layer["label"]: layer for layer in panels[f"learning-{name}"]["layers"]}
         for label, file in (("train", "metrics.txt"), ("test", "test_metrics.txt")):
-            head, *lines = [line.split() for line in (attempt / file).read_text().splitlines()]
-            assert layers[label]["x"] == [float(line[head.index("iter_num")]) for line in lines]
-            np.testing.assert_allclose(layers[label]["y"], [float(line[head.index(column)]) for line in lines], rtol=1e-5)
+            iterations, expected = [], []
+            for folder in (train / LEAST_SQUARES, *sorted(train.glob("attempt-*"))):
+                if (folder / file).exists():
+                    head, *lines = [line.split() for line in (folder / file).read_text().splitlines()]
+                    before = iterations[-1] if iterations else 0
+                    iterations += [before + float(line[head.index("iter_num")]) for line in lines]
+                    expected += [float(line[head.index(column)]) for line in lines]
+            assert layers[label]["x"] == iterations
+            np.testing.assert_allclose(layers[label]["y"], expected, rtol=1e-5)
         assert layers["linear start"]["x"] == [0.0]
         assert layers["linear start"]["y"] == layers["train"]["y"][:1]
 
