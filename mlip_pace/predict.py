@@ -8,6 +8,7 @@ cell. `gamma` is the extrapolation grade of an atom by the active set (Y. Lysogo
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
     if potential is None:
         raise DataError(f"{sidecar} is not the sidecar of a whole potential", "give the potential.json of an output path")
     structures, rows, unreadable = [], [], []
-    for source, _, atoms in structures_of(find_files(data)):
+    for source, _, atoms in chain.from_iterable(structures_of(find_files(data))):
         if isinstance(atoms, str) or len(atoms) == 0:
             unreadable.append({"source": source, "reason": atoms if isinstance(atoms, str) else "no atoms"})
             continue
