@@ -51,7 +51,7 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
                 f"its elements are {', '.join(potential.elements)}",
             )
         try:
-            label = checked(atoms, labels(atoms, DataSettings.model_construct())[0], None)
+            label = checked(atoms, labels(atoms, DataSettings.model_construct())[0], None, cutoff=1.0)[:3]
         except Broken:
             label = None
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
