@@ -42,8 +42,8 @@ TEMPLATES = Environment(
 LEAST_SQUARES = "least-squares"  # folder of the linear start and of its refinement
 # Atoms in a batch that keep both cores of a small machine busy without much memory (measured: docs/design.md).
 ATOMS_IN_BATCH = 2000
-# Memory of pacemaker without a batch, and what an atom of a batch adds (measured: docs/design.md).
-TRAINER_BYTES, BYTES_PER_ATOM = 800 * 2**20, 400 * 2**10
+# Memory of pacemaker without a batch, and what a function and an atom of a batch (at 300 functions) add: docs/design.md.
+TRAINER_BYTES, BYTES_PER_FUNCTION, BYTES_PER_ATOM = 800 * 2**20, 200 * 2**10, 400 * 2**10
 RECORD = "attempt.json"
 
 Progress = Callable[[dict[str, float]], None]
@@ -273,7 +273,9 @@ class PacemakerRunner:
         """
         size = self.training.batch_size
         if size == "auto":
-            atoms = np.clip((limits.memory() - TRAINER_BYTES) / BYTES_PER_ATOM, 1, ATOMS_IN_BATCH)
+            functions = self.potential.get("functions", {}).get("number_of_functions_per_element", 1000)  # a file may have any
+            free = limits.memory() - TRAINER_BYTES - BYTES_PER_FUNCTION * functions
+            atoms = np.clip(free / (BYTES_PER_ATOM * (functions / 300) ** 1.4), 1, ATOMS_IN_BATCH)
             size = int(np.clip(round(atoms / train[ATOMS].map(len).mean()), 1, len(train)))
         too_large = [int(record["batch_size"]) for record in self.records() if record.get("out_of_memory")]
         return min([size, *(max(1, n // 2) for n in too_large)])

@@ -210,6 +210,12 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     killed, continued = training["attempts"]
     assert killed["ended"] == "killed"
     assert killed["iterations"] + continued["iterations"] == training["iterations"] == 40
+    assert mlip_pace(tmp_path / "whole", **settings)[0] == 0
+    whole = Potential.load(tmp_path / "whole" / "potential.json").metadata["training"]["loss"]
+    first = float(
+        (tmp_path / "whole" / "work" / "4-train" / "attempt-1" / "metrics.txt").read_text().splitlines()[1].split()[3]
+    )
+    assert abs(training["loss"] - whole) < 0.25 * (first - whole)  # BFGS begins anew with the curvature
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])

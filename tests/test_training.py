@@ -7,7 +7,7 @@ from ase import Atoms
 from conftest import EXAMPLES
 from ruamel.yaml import YAML
 
-from mlip_pace import basis, core, dataset, linear, pacemaker, radial, reference
+from mlip_pace import basis, core, dataset, limits, linear, pacemaker, radial, reference
 from mlip_pace.errors import SettingsError, ToolError
 from mlip_pace.readers import find_files
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
@@ -245,3 +245,16 @@ def test_the_core_makes_any_dimer_curve_rise(tmp_path, potential, sign):
         curve = basis.pair_energies(file, *pair.split("-"), r) + zbl.pair(*pair.split("-"), r)[0]
         assert core.rises(curve) == values["rises"]
     assert sign < 0 or all(values["rises"] for values in settled.values())
+
+
+def test_batches_fit_into_the_memory_and_are_halved_when_they_did_not(tmp_path, target, potential, monkeypatch):
+    runner = pacemaker.PacemakerRunner(tmp_path, potential, TrainingSettings.model_construct())
+    sizes = []
+    for megabytes in (16000, 806, 805, 500):
+        monkeypatch.setattr(limits, "memory", lambda m=megabytes: m * 2**20)
+        sizes.append(runner.batch_size(target))
+    assert sizes[0] == len(target) > sizes[1] > sizes[2] > sizes[3] == 1
+    monkeypatch.undo()
+    (tmp_path / "attempt-1").mkdir()
+    (tmp_path / "attempt-1" / pacemaker.RECORD).write_text('{"batch_size": 40, "ended": "killed", "out_of_memory": true}')
+    assert runner.batch_size(target) == 20

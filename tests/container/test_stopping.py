@@ -20,7 +20,7 @@ LONG = {"TRAINING_MAX_EPOCHS": 10000, "TRAINING_EARLY_STOPPING_GAIN": 0}
 KILL_TRAINER = """
 import os, signal
 for pid in filter(str.isdecimal, os.listdir("/proc")):
-    if b"/opt/venv/bin/pacemaker" in open(f"/proc/{pid}/cmdline", "rb").read():
+    if b"/opt/venv/bin/pacemaker" in open(f"/proc/{pid}/cmdline", "rb").read().split(b"\\0"):
         os.kill(int(pid), signal.SIGKILL)
         print(pid)
 """
