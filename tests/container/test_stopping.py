@@ -112,13 +112,13 @@ def test_a_killed_trainer_is_named(out):
 
 
 def test_too_little_memory_is_said_and_the_next_attempt_takes_less(out):
-    limit = {"mem_limit": "650m", "memswap_limit": "650m"}
-    with Job(out, options=limit, TRAINING_BATCH_SIZE=90, TRAINING_MAX_EPOCHS=1) as job:
+    limit = {"mem_limit": "450m", "memswap_limit": "450m"}
+    with Job(out, options=limit, TRAINING_BATCH_SIZE=4, TRAINING_MAX_EPOCHS=1) as job:
         code, last, said = job.wait(), job.last, job.lines()
     attempts = [json.loads(file.read_text()) for file in sorted(out.glob("work/4-train*/attempt-*/attempt.json"))]
     sizes = [each["batch_size"] for each in attempts]
     assert "out of memory" in attempts[0]["ended"]
     assert attempts[0]["out_of_memory"]
     assert sizes == sorted(set(sizes), reverse=True)
-    assert any("out of memory" in line and "the next attempt: 45" in line for line in said)
+    assert any("out of memory" in line and "the next attempt: 2" in line for line in said)
     assert (code, last["reason"]) in ((0, "done"), (71, "out-of-memory"))
