@@ -26,9 +26,9 @@ HARDENED = {
 SMALL = {
     "BASIS_FUNCTIONS": 12,
     "BASIS_BODY_ORDER": 3,
-    "TRAINING_OPTIMIZER": "BFGS",
     "TRAINING_MAX_EPOCHS": 0,
     "DATA_TEST_FRACTION": 0.1,
+    "TRAINING_OPTIMIZER": "BFGS",  # pacemaker itself
 }
 
 
