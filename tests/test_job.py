@@ -197,7 +197,7 @@ def test_a_kill_at_any_time_leaves_a_true_result_or_none(tmp_path, delay):
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
-    settings = {"TRAINING_MAX_EPOCHS": 40, "TRAINING_EARLY_STOPPING_GAIN": 0}
+    settings = {"TRAINING_MAX_EPOCHS": 40, "TRAINING_EARLY_STOPPING_GAIN": 0, "TRAINING_OPTIMIZER": "BFGS"}
     job = started(tmp_path, **settings)
     attempt = tmp_path / "work" / "4-train.part" / "attempt-1"
     wait_for(lambda: (attempt / "checkpoint.yaml").exists())
@@ -220,7 +220,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_ends_the_job_with_its_code(tmp_path, number, code):
-    job = started(tmp_path, TRAINING_MAX_EPOCHS=1000, TRAINING_EARLY_STOPPING_GAIN=0)
+    job = started(tmp_path, TRAINING_MAX_EPOCHS=1000, TRAINING_EARLY_STOPPING_GAIN=0, TRAINING_OPTIMIZER="BFGS")
     wait_for(lambda: (tmp_path / "work" / "4-train.part" / "attempt-1" / "input.yaml").exists())
     job.send_signal(number)
     last = json.loads(job.communicate(timeout=20)[0].splitlines()[-1])
@@ -231,7 +231,7 @@ def test_a_signal_ends_the_job_with_its_code(tmp_path, number, code):
 
 
 def test_a_second_run_on_the_same_output_is_refused(tmp_path):
-    job = started(tmp_path, TRAINING_MAX_EPOCHS=1000, TRAINING_EARLY_STOPPING_GAIN=0)
+    job = started(tmp_path, TRAINING_MAX_EPOCHS=1000, TRAINING_EARLY_STOPPING_GAIN=0, TRAINING_OPTIMIZER="BFGS")
     try:
         wait_for(lambda: (tmp_path / "work" / "4-train.part").exists())
         assert mlip_pace(tmp_path)[0] == 75
