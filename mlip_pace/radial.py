@@ -30,7 +30,7 @@ from mlip_pace.basis import Array
 from mlip_pace.linear import Labelled, Normal, Solution
 from mlip_pace.steps import write_whole
 
-ROWS_PER_COEFFICIENT = 4  # of the first sample; twice as many after a step that brought nothing
+ROWS_PER_COEFFICIENT = 8  # of the first sample; twice as many after a step that brought little or nothing
 COEFFICIENTS_AT_ONCE = 1000  # of C in one step; with many elements the pairs take turns
 TRUST = 0.06  # length of the first step, relative to that of C
 GAIN = 0.01  # relative gain of the loss by a step, below which it is the last one
@@ -122,9 +122,10 @@ def iterate(
         ended = "no step brings a gain" if state.trust / 2 < SHORTEST else ""
         return replace(state, iteration=number, trust=state.trust / 2, rows=2 * state.rows, ended=ended)
     basis.write_linear(folder / name, moved, solution.coefficients)
-    idle = state.idle + 1 if solution.loss > (1 - GAIN) * state.solution.loss else 0
-    ended = "the loss no longer falls" if idle == len(groups) else ""
-    return State(number, name, solution, state.trust, state.rows, idle, ended)
+    if solution.loss > (1 - GAIN) * state.solution.loss:
+        ended = "the loss no longer falls" if state.idle + 1 == 2 * len(groups) else ""
+        return State(number, name, solution, state.trust, 2 * state.rows, state.idle + 1, ended)
+    return State(number, name, solution, state.trust, state.rows)
 
 
 def jacobian(

@@ -78,25 +78,25 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
     news: list[int] = []  # left out, with a grade above GRADE when last looked at
     while True:
         weights = _weights(features[chosen], total)
-        factors = _factors([ordered[place] for place in chosen], weights, whitening)
+        information = _information([ordered[place] for place in chosen], weights, whitening)
         if len(chosen) == most:
             break
         if limit is None:
+            metric = _metric(information, whitening)
             left = sorted(set(range(len(ordered))) - set(chosen))
-            for places in (news, left):  # grades fall with every choice, but weights change: in the end look at all
-                news = [p for p in places if p in left and _grade(ordered[p], whitening, factors) > GRADE]
-                if news:
-                    break
-            else:
+            # Grades fall with every choice, but weights change too: when nothing seems left, look at all again.
+            news = _above(news, left, ordered, metric) or _above(left, left, ordered, metric)
+            if not news:
                 break
         merit = features @ (total - weights @ features[chosen]) / norms
         merit[chosen] = -np.inf
-        chosen += np.argsort(-merit, kind="stable")[: min(max(1, len(chosen) // 10), most - len(chosen))].tolist()
+        chosen += np.argsort(-merit, kind="stable")[: min(max(1, len(chosen) // 5), most - len(chosen))].tolist()
+    metric = _metric(information, whitening)
     left = sorted(set(range(len(ordered))) - set(chosen))
     pairs = sorted((order[place], float(weight)) for place, weight in zip(chosen, weights, strict=True))
-    grades = {order[place]: _grade(ordered[place], whitening, factors) for place in left}
-    log_det = sum(2 * float(np.log(factor.diagonal()).sum()) for factor in factors.values())
-    efficiency = float(np.exp(log_det / sum(len(factor) for factor in factors.values())))
+    grades = {order[place]: _grade(ordered[place], metric) for place in left}
+    log_det = sum(float(np.linalg.slogdet(matrix)[1]) for matrix in information.values())
+    efficiency = float(np.exp(log_det / sum(len(matrix) for matrix in information.values())))
     return Choice([n for n, _ in pairs], [weight for _, weight in pairs], dict(sorted(grades.items())), efficiency)
 
 
@@ -148,22 +148,32 @@ def _weights(features: npt.NDArray[np.float32], total: Array) -> Array:
     return weights
 
 
-def _factors(structures: Sequence[Rows], weights: Array, whitening: dict[str, Array]) -> dict[str, Array]:
-    """Cholesky factors of the weighted information, in whitened functions."""
+def _information(structures: Sequence[Rows], weights: Array, whitening: dict[str, Array]) -> dict[str, Array]:
+    """The weighted information of structures, in whitened functions."""
     information = {symbol: RIDGE * np.eye(len(matrix)) for symbol, matrix in whitening.items()}
     for rows, weight in zip(structures, weights, strict=True):
         for symbol, block in rows.items():
             white = block @ whitening[symbol]
             information[symbol] += weight * white.T @ white
-    return {symbol: cholesky(matrix, lower=True) for symbol, matrix in information.items()}
+    return information
 
 
-def _grade(rows: Rows, whitening: dict[str, Array], factors: dict[str, Array]) -> float:
-    """The largest leverage of the atoms of a structure."""
-    return max(
-        float((solve_triangular(factors[symbol], (block @ whitening[symbol]).T, lower=True) ** 2).sum(axis=0).max())
-        for symbol, block in rows.items()
-    )
+def _metric(information: dict[str, Array], whitening: dict[str, Array]) -> dict[str, Array]:
+    """For each element the matrix A for which |A b|^2 is the grade of an atom b."""
+    return {
+        symbol: solve_triangular(cholesky(matrix, lower=True), whitening[symbol].T, lower=True)
+        for symbol, matrix in information.items()
+    }
+
+
+def _grade(rows: Rows, metric: dict[str, Array]) -> float:
+    """The largest grade of the atoms of a structure."""
+    return max(float(((block @ metric[symbol].T) ** 2).sum(axis=1).max()) for symbol, block in rows.items())
+
+
+def _above(places: list[int], left: list[int], structures: Sequence[Rows], metric: dict[str, Array]) -> list[int]:
+    """Those of the places, as far as they are left, where a structure's grade is above GRADE."""
+    return [place for place in sorted(set(places) & set(left)) if _grade(structures[place], metric) > GRADE]
 
 
 def indispensable(frame: pd.DataFrame, cutoff: float) -> list[int]:
