@@ -1,7 +1,7 @@
 """How long a job will take and how much memory, before it starts: from a second of the real computation on some of the data.
 
-Rows of the linear start are timed here with pyace. TensorFlow is not started: an iteration is put at so many times the rows
-of the same atoms, as was measured once. Good to a factor of two or so.
+Rows of the linear start are timed here with pyace. TensorFlow is not started: what follows is put at so many times the
+rows of the same atoms. Good to a factor of two or so.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from mlip_pace import basis, limits
 from mlip_pace.pacemaker import BYTES_PER_ATOM, TRAINER_BYTES
 
 CALIBRATION = 0.5  # s
-REFINEMENT = 3.0  # an iteration of radial.py, likewise
-ITERATION = 1.0  # an iteration of pacemaker, in times of the rows of its atoms on as many threads
+# In times of the rows of the same atoms on as many threads; silicon set, 2 busy cores, `MLIP_PACE_SELECTION_METHOD=none`: the
+# linear start 1.9 and 2.5 (100, 300 functions), an iteration of radial.py 3.3 and 3.3, one of pacemaker 0.7 to 1.4.
+LINEAR_START, REFINEMENT, ITERATION = 2.0, 3.3, 1.0
 TENSORFLOW = 40.0  # s; to start it and build its graph
 
 
@@ -37,10 +38,8 @@ def seconds(
         if total > CALIBRATION:
             break
     rows = total / atoms * sum(map(len, train)) / threads
-    return {
-        "linear_start": round(rows, 3),
-        "training": round(TENSORFLOW + iterations * ITERATION * rows, 0) if iterations else 0.0,
-    }
+    training = TENSORFLOW + iterations * ITERATION * rows if pacemaker else iterations * REFINEMENT * rows
+    return {"linear_start": round(LINEAR_START * rows, 3), "training": round(training if iterations else 0.0, 1)}
 
 
 def memory(batch_atoms: float) -> dict[str, int]:
