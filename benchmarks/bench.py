@@ -1,0 +1,208 @@
+"""Ourselves beside plain pacemaker and ace-jax, on the same data and cores, in one run: `make bench`.
+
+    .venv/bin/python benchmarks/bench.py TRAIN TEST [--minutes 10] [--functions 300] [--ace-jax PATH_TO/aj] [parts ...]
+
+Parts: `mlip-pace` (the linear solve, and the default settings stopped after 60 s and 300 s), `pacemaker` (its own template, the
+same cutoff and number of functions, from zero, stopped after `--minutes`), `ace-jax` (`aj fit`, and ourselves with as many
+functions), `growth` (the linear solve on 1, 4 and 16 times the data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in
+meV/atom and eV/Å, of the files as a user gets them; seconds are those of whole processes; memory is the largest process.
+Results are written after every part, as JSON and Markdown, into benchmarks/results/.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from ase.io import read, write
+from jinja2 import Template
+
+from mlip_pace import basis, dataset
+from mlip_pace.potential import Potential
+from mlip_pace.readers import find_files
+from mlip_pace.settings import DataSettings
+
+RESULTS = Path(__file__).parent / "results"
+CUTOFF = 5.0  # Å
+BIN = Path(sys.executable).parent
+
+
+def run(command, env=None, folder=None, limit=None, watch=lambda seconds: None):
+    """Seconds, peak memory (MB) of the largest process and whether the command ended before the limit (s)."""
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with open(os.devnull, "w") as nowhere:
+        child = subprocess.Popen(command, env={**os.environ, **(env or {})}, cwd=folder, stdout=nowhere, stderr=nowhere)
+    while child.poll() is None:
+        time.sleep(0.2)
+        watch(time.monotonic() - begin)
+        if limit and time.monotonic() - begin > limit:
+            child.kill()
+            child.wait()
+            break
+    seconds, peak = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    # Of all children so far: only a new maximum is that of this command.
+    return {
+        "seconds": round(seconds, 1),
+        **({"memory_mb": peak // 1024} if peak > before else {}),
+        "exit_code": child.returncode,
+    }
+
+
+def ours(train, test, **settings):
+    """A job of ours; errors from its sidecar, which are those of the published potential.yace."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"DATA_PATH": train, "DATA_TEST_PATH": test, "OUTPUT_PATH": f"{folder}/out", **settings}
+        measured = run([BIN / "mlip-pace"], {f"MLIP_PACE_{name}": str(value) for name, value in given.items()})
+        metadata = Potential.load(f"{folder}/out/potential.json").metadata
+    errors = metadata["errors"]["test"]
+    return {
+        **measured, "energy": 1e3 * errors["energy_mae"], "forces": errors["forces_mae"],
+        "forces_rmse": errors["forces_rmse"], "iterations": metadata["training"]["iterations"],
+        "command": " ".join(f"MLIP_PACE_{name}={value}" for name, value in settings.items()) + " mlip-pace",
+        "stages": metadata["seconds"], "memory_mb": metadata["hardware"]["peak_memory_mb"],
+    }  # fmt: skip
+
+
+def pacemaker(train, test, functions, minutes):
+    """Plain pacemaker, with the errors of its interim potential every 20 s."""
+    import pyace
+
+    template = (Path(pyace.__file__).parent / "data" / "input_template.yaml").read_text()
+    settings = DataSettings.model_construct(test_fraction=0.0)
+    pieces = (dataset.structures_of(find_files(path)) for path in (train, test))
+    frames, about = dataset.assemble(*pieces, settings, None, CUTOFF, 42)
+    frames["energy_corrected"], frames["forces"] = frames[dataset.ENERGY] - frames[dataset.ENERGY_ATOMS], frames[dataset.FORCES]
+    is_test = frames[dataset.SPLIT] == dataset.TEST
+    curve = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part, rows in (("train", frames[~is_test]), ("test", frames[is_test])):
+            dataset.save_frame(rows[[dataset.ATOMS, "energy_corrected", "forces", "name"]], folder / f"{part}.pckl.gzip")
+        text = Template(template).render(
+            ELEMENTS=about["elements"], RCUT=CUTOFF, DATAFILENAME="train.pckl.gzip", test_size="test_filename: test.pckl.gzip",
+            number_of_functions_per_element=f"number_of_functions_per_element: {functions}",
+        )  # fmt: skip
+        (folder / "input.yaml").write_text(text)
+
+        def watch(seconds):
+            interim = folder / "interim_potential_0.yaml"
+            if interim.exists() and seconds - (curve[-1]["seconds"] if curve else 0) > 20:
+                shutil.copyfile(interim, folder / "copy.yaml")
+                try:  # pacemaker rewrites the file in place: half of it is no potential
+                    energy, forces = errors_of(folder / "copy.yaml", frames[is_test])
+                except (RuntimeError, ValueError):
+                    return
+                curve.append({"seconds": round(seconds, 1), "energy": energy, "forces": forces})
+
+        measured = run([BIN / "pacemaker", "input.yaml", "--no-predict"], folder=folder, limit=60 * minutes, watch=watch)
+    return {**measured, "curve": curve, "command": f"pacemaker input.yaml ({functions} functions, stopped after {minutes} min)"}
+
+
+def errors_of(potential, frame):
+    """MAE of ACE against energy_corrected and forces: meV/atom, eV/Å."""
+    calculator, energy, forces = basis.calculator_of(potential), [], []
+    for atoms, e, f in zip(frame[dataset.ATOMS], frame["energy_corrected"], frame["forces"], strict=True):
+        calculator.calculate(atoms)
+        energy.append(abs(calculator.results["energy"] - e) / len(atoms))
+        forces.append(abs(calculator.results["forces"] - f).ravel())
+    return 1e3 * float(np.mean(energy)), float(np.mean(np.concatenate(forces)))
+
+
+def ace_jax(train, test, program):
+    """`aj fit`: order 4, degree 14 (724 functions), E0 by least squares; errors recomputed from what `aj eval` predicts."""
+    with tempfile.TemporaryDirectory() as folder:
+        fit = [program, "fit", "--train", train, "--test", test, "--elements", "Si", "--order", "4", "--max-degree", "14",
+               "--rcut", str(CUTOFF), "--e0", "lsq", "--out", f"{folder}/fit"]  # fmt: skip
+        log = subprocess.Popen([*map(str, fit)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        begin = time.monotonic()
+        text = log.communicate()[0]
+        return {"seconds": round(time.monotonic() - begin, 1), "exit_code": log.returncode, "printed": text.splitlines()[-30:],
+                "command": " ".join(map(str, fit)).replace(str(program), "aj")}  # fmt: skip
+
+
+def growth(train, test, functions):
+    """The linear solve on more data of the same kind."""
+    structures, rng, rows = read(train, ":"), np.random.default_rng(0), []
+    for times in (1, 4, 16):
+        with tempfile.TemporaryDirectory() as folder:
+            many = []
+            for copy in range(times):
+                for atoms in structures:
+                    moved = atoms.copy()
+                    moved.calc = atoms.calc
+                    moved.positions += rng.normal(scale=0.01, size=moved.positions.shape) if copy else 0.0
+                    many.append(moved)
+            for atoms in many:
+                atoms.calc.atoms = atoms
+            write(f"{folder}/train.extxyz", many)
+            rows.append({"times": times, **ours(f"{folder}/train.extxyz", test, BASIS_FUNCTIONS=functions,
+                                                TRAINING_MAX_EPOCHS=0, SELECTION_METHOD="none")})  # fmt: skip
+    return rows
+
+
+def save(results):
+    """JSON, and the same as Markdown."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = ["# Benchmark", "", f"`{results['command']}`, {results['date']}; {results['machine']}.", "",
+             "| what | seconds | MAE energy, meV/atom | MAE forces, eV/Å | memory, MB |", "|---|---|---|---|---|"]  # fmt: skip
+
+    def line(what, row):
+        cells = [f"{row['energy']:.2f}", f"{row['forces']:.4f}"] if "energy" in row else ["", ""]
+        lines.append(f"| {what} | {row['seconds']} | " + " | ".join([*cells, str(row.get("memory_mb", ""))]) + " |")
+
+    for row in results.get("mlip-pace", []) + results.get("growth", []):
+        line((f"{row['times']}x data: " if "times" in row else "") + f"`{row['command']}`", row)
+    if "pacemaker" in results:
+        row = results["pacemaker"]
+        for point in row["curve"][:: max(1, len(row["curve"]) // 10)] + row["curve"][-1:]:
+            line("pacemaker, interim potential", point)
+        line(f"`{row['command']}`", row)
+    if "ace-jax" in results:
+        line(f"`{results['ace-jax']['command']}`", results["ace-jax"])
+        lines += ["", "```", *results["ace-jax"]["printed"], "```"]
+    (RESULTS / "bench.md").write_text("\n".join(lines) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train")
+    parser.add_argument("test")
+    parser.add_argument("parts", nargs="*", default=["mlip-pace", "pacemaker", "growth"])
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--functions", type=int, default=300)
+    parser.add_argument("--ace-jax", type=Path)
+    given = parser.parse_args()
+    train, test = (str(Path(path).resolve()) for path in (given.train, given.test))
+    results = {
+        "command": " ".join(["benchmarks/bench.py", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start",
+    }  # fmt: skip
+    if "mlip-pace" in given.parts:
+        linear = {"BASIS_FUNCTIONS": given.functions, "TRAINING_MAX_EPOCHS": 0}
+        rows = results.setdefault("mlip-pace", [])
+        for settings in (linear, {"RUN_TIME_LIMIT": 60}, {"RUN_TIME_LIMIT": 300}):
+            rows.append(ours(train, test, **settings))
+            save(results)
+    if "ace-jax" in given.parts:
+        results["ace-jax"] = ace_jax(train, test, given.ace_jax)
+        results["mlip-pace"] = [*results.get("mlip-pace", []), ours(train, test, BASIS_FUNCTIONS=724, TRAINING_MAX_EPOCHS=0)]
+        save(results)
+    if "pacemaker" in given.parts:
+        results["pacemaker"] = pacemaker(train, test, given.functions, given.minutes)
+        save(results)
+    if "growth" in given.parts:
+        results["growth"] = growth(train, test, given.functions)
+        save(results)
+
+
+if __name__ == "__main__":
+    main()
