@@ -1,22 +1,30 @@
-"""The measurements behind three defaults (docs/design.md): κ, the prior of the linear start, the grade of the choice.
+"""The measurements behind three defaults (docs/design.md): κ, the prior of the linear start, the choice of structures.
 
     .venv/bin/python benchmarks/choices.py kappa --functions 100 TRAIN TEST
-    .venv/bin/python benchmarks/choices.py grade --functions 300 TRAIN TEST
+    .venv/bin/python benchmarks/choices.py choice --functions 300 TRAIN TEST
     .venv/bin/python benchmarks/choices.py prior --functions 100 DATA
 
-Linear fits only, by `mlip_pace.linear`; errors are RMSE in meV/atom and eV/Å, of ACE + reference against DFT.
+Linear fits only, by `mlip_pace.linear`; errors are RMSE and MAE in meV/atom and eV/Å, of ACE + reference against DFT. `choice`
+compares 10, 25 and 50 % of the structures with `pace_select` and with the mean of 5 random choices.
 """
 
 import argparse
+import functools
+import operator
 import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
 from mlip_pace import basis, dataset, linear, reference, selection
-from mlip_pace.readers import find_files
+from mlip_pace.readers import find_files, load_frame
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
+from mlip_pace.weights import loss_weights
 
-KAPPAS, GRADES, FOLDS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001), (0.1, 0.03, 0.01, 0.003), 10
+KAPPAS, FRACTIONS, FOLDS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001), (0.1, 0.25, 0.5), 10
 
 
 class Data:
@@ -36,48 +44,70 @@ class Data:
         self.sizes = self.target[dataset.ATOMS].map(len).to_numpy()
         self.energies, self.forces = self.target.energy_corrected.to_numpy(), [f.ravel() for f in self.target.forces]
 
-    def normal(self, chosen, kappa):
-        """The normal equations of the uniformly weighted loss over some structures."""
-        w_energy, w_forces, total = (1 - kappa) / len(chosen), kappa / self.sizes[chosen].sum(), None
-        for n in chosen:
-            root = np.sqrt(w_energy) / self.sizes[n]
-            rows = np.vstack([root * self.rows[n][0], np.sqrt(w_forces) * self.rows[n][1]])
-            right = np.concatenate([[root * self.energies[n]], np.sqrt(w_forces) * self.forces[n]])
-            part = linear.Normal(rows.T @ rows, rows.T @ right, float(right @ right), len(right))
-            total = part if total is None else total + part
-        return total
+    def normal(self, chosen, kappa, weights=None):
+        """The normal equations of the loss over some structures, which may have weights."""
+        frame = self.target.iloc[list(chosen)].reset_index(drop=True)
+        if weights is not None:
+            frame[dataset.WEIGHT] = weights
+        columns = (frame[dataset.ATOMS], frame.energy_corrected, frame.forces, *loss_weights(frame, "uniform"))
+        structures = [linear.Labelled(*row) for row in zip(*columns, strict=True)]
+        parts = (linear.weighted(s, self.rows[n], s.target, kappa) for n, s in zip(chosen, structures, strict=True))
+        return functools.reduce(operator.add, parts)
 
-    def misfit(self, coefficients, chosen):
-        energy = [(self.rows[n][0] @ coefficients - self.energies[n]) / self.sizes[n] for n in chosen]
-        return energy, np.concatenate([self.rows[n][1] @ coefficients - self.forces[n] for n in chosen])
+    def misfit(self, normal, scale, held):
+        """Errors of the solution of these equations on other structures: energies per atom, force components."""
+        coefficients = linear.solve(normal, scale).coefficients
+        energy = [(self.rows[n][0] @ coefficients - self.energies[n]) / self.sizes[n] for n in held]
+        return energy, np.concatenate([self.rows[n][1:] @ coefficients - self.forces[n] for n in held])
 
 
 def show(label, energy, forces, extra=""):
     rmse = [np.sqrt(np.mean(np.square(x))) for x in (energy, forces)]
-    print(f"{label:<24}{1e3 * rmse[0]:8.2f} meV/atom {rmse[1]:8.4f} eV/Å  {extra}", flush=True)
+    mae = [np.mean(np.abs(x)) for x in (energy, forces)]
+    print(
+        f"{label:<28}RMSE {1e3 * rmse[0]:7.2f} meV/atom {rmse[1]:7.4f} eV/Å   MAE {1e3 * mae[0]:7.2f} {mae[1]:7.4f}  {extra}",
+        flush=True,
+    )
 
 
 def kappa(data):
     for value in KAPPAS:
         normal = data.normal(np.flatnonzero(data.is_train), value)
-        coefficients, _ = linear.solve(normal, basis.smoothness(data.potential))
-        show(f"kappa {value}", *data.misfit(coefficients, np.flatnonzero(~data.is_train)))
+        show(f"kappa {value}", *data.misfit(normal, basis.smoothness(data.potential), np.flatnonzero(~data.is_train)))
 
 
-def grade(data):
-    train = data.target[data.is_train]
+def choice(data):
+    train, places, test = data.target[data.is_train], np.flatnonzero(data.is_train), np.flatnonzero(~data.is_train)
     rows = basis.projections(data.potential, train[dataset.ATOMS])
     keys = [dataset.geometry_key(atoms) for atoms in train[dataset.ATOMS]]
-    always, places = selection.indispensable(train, 5.0), np.flatnonzero(data.is_train)
-    choices = {f"all {len(train)}": list(range(len(train)))}
-    for value in GRADES:
-        selection.GRADE = value
-        chosen = selection.doptimal(rows, keys, always, None).chosen
-        choices[f"grade {value}: {len(chosen)}"] = chosen
-        choices[f"random {len(chosen)}"] = random.Random(1).sample(range(len(train)), len(chosen))
-    for label, chosen in choices.items():
-        coefficients, _ = linear.solve(data.normal(places[chosen], 0.01), basis.smoothness(data.potential))
-        show(label, *data.misfit(coefficients, np.flatnonzero(~data.is_train)))
+    always, scale = selection.indispensable(train, 5.0), basis.smoothness(data.potential)
+    show(f"all {len(train)}", *data.misfit(data.normal(places, 0.01), scale, test))
+    ended = selection.doptimal(rows, keys, always, None)
+    normal = data.normal(places[ended.chosen], 0.01, ended.weights)
+    show(f"ours, grade {selection.GRADE}: {len(ended.chosen)}", *data.misfit(normal, scale, test))
+    for fraction in FRACTIONS:
+        count = round(fraction * len(train))
+        found = selection.doptimal(rows, keys, always, count)
+        normal = data.normal(places[found.chosen], 0.01, found.weights)
+        show(f"ours {count}", *data.misfit(normal, scale, test), f"D-efficiency {found.efficiency:.2f}")
+        theirs = pace_select(data.potential, train, count)
+        show(f"pace_select {len(theirs)}", *data.misfit(data.normal(places[theirs], 0.01), scale, test))
+        draws = [random.Random(seed).sample(list(places), count) for seed in range(5)]
+        misfits = [data.misfit(data.normal(sorted(draw), 0.01), scale, test) for draw in draws]
+        show(f"random {count}, 5 seeds", np.concatenate([e for e, _ in misfits]), np.concatenate([f for _, f in misfits]))
+
+
+def pace_select(potential, train, count):
+    """Positions of the structures that pacemaker's own tool chooses with the same basis."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        basis.build(potential).save(str(folder / "basis.yaml"))
+        frame = train[[dataset.ATOMS, "energy_corrected", "forces"]].reset_index(drop=True)
+        frame["name"] = [str(n) for n in range(len(frame))]
+        dataset.save_frame(frame, folder / "data.pckl.gzip")
+        command = [Path(sys.executable).parent / "pace_select", "data.pckl.gzip", "-p", "basis.yaml", "-o", "chosen.pkl.gz"]
+        subprocess.run([*command, "-m", str(count)], cwd=folder, check=True, capture_output=True)
+        return sorted(int(n) for n in load_frame(folder / "chosen.pkl.gz")["name"])
 
 
 def prior(data):
@@ -90,7 +120,7 @@ def prior(data):
         for fold in range(FOLDS):
             held = all_[fold::FOLDS]
             normal = data.normal([n for n in all_ if n not in held], 0.01)
-            parts = data.misfit(linear.solve(normal, scale)[0], held)
+            parts = data.misfit(normal, scale, held)
             energy += parts[0]
             forces.append(parts[1])
         show(label, energy, np.concatenate(forces), f"{FOLDS}-fold cross-validation")
@@ -98,8 +128,8 @@ def prior(data):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kappa", "grade", "prior"])
+    parser.add_argument("what", choices=["kappa", "choice", "prior"])
     parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument("--functions", type=int, default=100)
     given = parser.parse_args()
-    {"kappa": kappa, "grade": grade, "prior": prior}[given.what](Data(given.paths, given.functions))
+    {"kappa": kappa, "choice": choice, "prior": prior}[given.what](Data(given.paths, given.functions))

@@ -45,6 +45,7 @@ ATOMS_IN_BATCH = 2000
 # Memory of pacemaker without a batch, and what a function and an atom of a batch (at 300 functions) add: docs/design.md.
 TRAINER_BYTES, BYTES_PER_FUNCTION, BYTES_PER_ATOM = 800 * 2**20, 200 * 2**10, 400 * 2**10
 RECORD = "attempt.json"
+DONE = "the iterations asked for are done"
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -118,44 +119,47 @@ class PacemakerRunner:
         self.environment = process.environment(self.threads, device, gpu_memory, scratch.resolve())
 
     def train(self, train: pd.DataFrame, test: pd.DataFrame | None = None) -> Trained:
-        """Fit to `train` and return the result, continuing from the last checkpoint in the folder if there is one.
+        """Fit to `train` and return the result, continuing from where the folder has got to; `test` is only watched.
 
-        A linear start (`linear.py`) comes first if the settings ask for it; `test` is only watched. An attempt that runs out of
-        memory is followed by one with half as many structures in a batch.
+        Least squares come first (`linear.py`), if the settings ask for them, then the radial functions by variable projection
+        (`radial.py`) or everything by pacemaker. An attempt of pacemaker that runs out of memory is followed by one with half
+        as many structures in a batch.
 
         The frames have the columns of `reference.subtract`. Raises `ToolError` if pacemaker fails, `OutOfMemoryError` if it
         does so with one structure in a batch, `DivergedError` if the loss is no longer a number.
         """
+        start = Path(self.potential["filename"]) if "filename" in self.potential else None
+        if self.starts_linear():
+            state = self._least_squares(train, test)
+            start = self.folder / LEAST_SQUARES / state.potential
+            if self.refines() or self.training.max_epochs == 0:
+                return self._projected(state, start)
         while True:
             size = self.batch_size(train)
             try:
-                return self._attempt(train, test, size)
+                return self._attempt(train, test, size, start)
             except OutOfMemoryError as error:
                 if size == 1:
                     hint = f"give more memory than {limits.memory() / 2**30:.1f} GB, or lower MLIP_PACE_BASIS_FUNCTIONS"
                     raise OutOfMemoryError(f"{error.message} (batches of one structure)", hint, error.detail) from None
                 self.warn(f"{error.message} (batches of {size} structures; the next attempt: {self.batch_size(train)})")
 
-    def _attempt(self, train: pd.DataFrame, test: pd.DataFrame | None, batch_size: int) -> Trained:
+    def _projected(self, state: radial.State, fitted: Path) -> Trained:
+        target = self.folder / "potential.yaml"
+        shutil.copyfile(fitted, target)
+        complete = bool(state.ended) or state.iteration >= self.training.max_epochs
+        why = state.ended or (DONE if complete else "the time limit came first")
+        return Trained(target, state.iteration, [], state.solution.loss, why, self.linear_start, complete)
+
+    def _attempt(self, train: pd.DataFrame, test: pd.DataFrame | None, batch_size: int, start: Path | None) -> Trained:
         attempts = self._attempts()
         checkpoints = [found for attempt in attempts if (found := latest(attempt))]
         before = sum(checkpoint.iterations for checkpoint in checkpoints)
         target = self.folder / "potential.yaml"
-        start = checkpoints[-1].path if checkpoints else None
-        loss, why = None, "the iterations asked for are done"
-        if self.starts_linear():
-            state = self._least_squares(train, test)
-            before, loss = before + state.iteration, state.solution.loss
-            start = start or self.folder / LEAST_SQUARES / state.potential
-            if self.refines() and not state.ended and state.iteration < self.training.max_epochs:
-                shutil.copyfile(start, target)
-                why = "the time limit came first"
-                return Trained(target, before, self.records(), loss, why, self.linear_start, complete=False)
-        elif start is None and "filename" in self.potential:
-            start = Path(self.potential["filename"])
+        start = checkpoints[-1].path if checkpoints else start
         if start is not None and before >= self.training.max_epochs and not self.training.ladder_step:
             shutil.copyfile(start, target)
-            return Trained(target, before, self.records(), loss, why, self.linear_start)
+            return Trained(target, before, self.records(), None, DONE, self.linear_start)
         attempt = self.folder / f"attempt-{len(attempts) + 1}"
         attempt.mkdir()
         self._write_data(attempt / "train.pckl.gzip", train)
@@ -347,8 +351,8 @@ def _why_it_ended(log: Path) -> str:
         return "early stopping: the loss no longer falls"
     messages = re.findall(r"Optimization result\(.*?message=(.*?), nfev", text)
     return {
-        "Maximum number of iterations has been exceeded.": "the iterations asked for are done",
-        "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT": "the iterations asked for are done",
+        "Maximum number of iterations has been exceeded.": DONE,
+        "STOP: TOTAL NO. OF ITERATIONS REACHED LIMIT": DONE,
         "Desired error not necessarily achieved due to precision loss.": "converged to the precision of the numbers",
     }.get(messages[-1] if messages else "", messages[-1] if messages else "unknown")
 

@@ -172,7 +172,7 @@ class TrainingSettings(Group):
     max_epochs: int = setting(10, "iterations (of each ladder step, if there is one); 0: the linear start alone", ge=0)
     weighting: Literal["uniform", "energy"] = setting("uniform", "`energy`: low-energy structures weigh more")
     optimizer: Literal["auto", "BFGS", "L-BFGS-B"] = setting(
-        "auto", "auto: the radial functions by variable projection, then pacemaker's BFGS; else pacemaker's alone"
+        "auto", "auto: variable projection after a linear start, else pacemaker's BFGS; or one of pacemaker's"
     )
     l1: float = setting(1e-8, "L1 regularisation of the function coefficients", ge=0)
     l2: float = setting(1e-8, "L2 regularisation of the function coefficients", ge=0)
