@@ -1,6 +1,7 @@
 # make demo   the whole job on the example data, from nothing: environment, training, result in out/
 # make test   all tests
 # make lint   ruff and mypy
+# make bench  ourselves beside pacemaker (and ace-jax) on the silicon set; TRAIN=, TEST=, ARGS=
 # make lock   new hash locks from requirements/*.in
 # make image  the container for NVIDIA GPUs (image-cuda); make image-cpu: the one without
 # make compose  the example data in the container, result in the volume mlip-pace_out
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '' 2>/dev/nu
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
 BIN := .venv/bin
 
-.PHONY: demo test lint lock image image-cuda image-cpu compose clean
+.PHONY: demo test lint bench lock image image-cuda image-cpu compose clean
 
 demo: .venv/cpu
 	$(BIN)/python -m examples.demo
@@ -21,6 +22,17 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# ace-jax comes into an environment of its own.
+TRAIN ?= ../shared/data/si-zuo2020/train.extxyz
+TEST ?= ../shared/data/si-zuo2020/test.extxyz
+ARGS ?= mlip-pace ace-jax pacemaker growth
+bench: .venv/dev .venv/ace-jax
+	$(BIN)/python benchmarks/bench.py $(TRAIN) $(TEST) --ace-jax .venv/ace-jax/bin/aj $(ARGS)
+
+.venv/ace-jax:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet ace-jax==0.4.1
 
 # The image for NVIDIA GPUs, and the one without; BASE_IMAGE=... takes another base.
 IMAGE := docker build --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
