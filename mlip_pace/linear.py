@@ -91,11 +91,15 @@ def solve(normal: Normal, scale: Array) -> Solution:
     values = np.clip(values, 0.0, None)
     projected = vectors.T @ (normal.vector * scale)
 
-    def log_evidence(lam: float) -> float:
-        misfit = max(normal.square - float((projected**2 / (values + lam)).sum()), 1e-300)
-        return -0.5 * float(normal.rows * np.log(misfit) + np.log1p(values / lam).sum())
+    rounding = 1e-14 * normal.square
 
-    lam: float = max(map(float, LAMBDAS), key=log_evidence)
+    def log_evidence(lam: float) -> float:
+        misfit = normal.square - float((projected**2 / (values + lam)).sum())
+        if misfit < -rounding:  # what is left of eigenvalues that are zero but for rounding
+            return -np.inf
+        return -0.5 * float(normal.rows * np.log(max(misfit, rounding)) + np.log1p(values / lam).sum())
+
+    lam: float = max(map(float, LAMBDAS[1e-14 * values[-1] < LAMBDAS]), key=log_evidence)
     scaled = projected / (values + lam)
     loss = normal.square - float(scaled @ (2 * projected - values * scaled))
     return Solution(scale * (vectors @ scaled), lam, log_evidence(lam), loss)

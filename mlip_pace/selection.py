@@ -10,7 +10,7 @@ The weights are those of the structures in the loss. What log det M has lost is 
 (det M / det M_all)^(1/functions).
 
 Matrices are compared along random directions v (functions are whitened by M_all first): a structure's features are
-Σ_atoms (b v)^2, so that memory is a few kB a structure and the cost grows as the number of structures.
+Σ_atoms (b v)^2, so that memory is some 10 kB a structure and the cost grows as the number of structures.
 
 The grade of an atom b is its leverage b^T M^-1 b: the variance of its energy in units of the noise of one training energy.
 Without a number of structures asked for, the choice ends when no atom left out has a grade above `GRADE`.
@@ -44,7 +44,7 @@ Array = npt.NDArray[np.float64]
 Rows = dict[str, npt.NDArray[np.float32]]  # by element: (atoms, functions)
 
 GRADE = 0.1  # the energy of an atom left out is known to a third of the noise of one training energy
-PROBES = 1000  # directions for each element along which information is compared
+PROBES = 2000  # directions for each element along which information is compared
 RIDGE = 1e-10  # of M_all, relative to its mean diagonal: keeps it invertible
 LEAST_WEIGHT = 0.01  # what is chosen counts, if little
 CHUNK = 64  # structures that a worker projects at a time

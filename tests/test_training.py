@@ -134,6 +134,17 @@ def test_more_regularisation_for_noisier_labels(target, potential):
     assert lambdas[0] < lambdas[1]
 
 
+def test_rounding_does_not_pass_for_evidence():
+    """Normal equations of fewer rows than functions, with the rounding that they have in real ones."""
+    rng = np.random.default_rng(5)
+    rows, noise = rng.normal(size=(60, 200)) * 10.0 ** rng.uniform(-6, 0, 200), rng.normal(size=200)
+    target = rng.normal(size=60)
+    normal = linear.Normal(rows.T @ rows, rows.T @ target + 1e-12 * noise, float(target @ target), 60)
+    solution = linear.solve(normal, np.ones(200))
+    assert solution.log_evidence < 60 * np.log(10) * 7  # that of a misfit of 1e-14
+    assert np.abs(rows @ solution.coefficients).max() < 10 * np.abs(target).max()
+
+
 @pytest.mark.parametrize("weighting", ["uniform", "energy"])
 def test_weights_sum_to_one(target, weighting):
     w_energy, w_forces = loss_weights(target, weighting)
