@@ -298,9 +298,11 @@ def _say_selected(journal: Journal, selected: dict[str, Any]) -> None:
 
 def _draw_report(journal: Journal, sidecar: Potential, stages: Stages, scored: Stage) -> str | None:
     """report.html; without it a potential is still one, so that what goes wrong here is a warning."""
-    from mlip_pace import report  # Matplotlib takes its time
-
+    # Matplotlib wants to write, and without a home or a temporary directory only the output path can be written.
+    os.environ.setdefault("MPLCONFIGDIR", str((stages.train.result / "scratch").resolve()))
     try:
+        from mlip_pace import report  # takes its time
+
         return report.draw(sidecar, stages.activeset.folder, stages.train.result, scored.folder)
     except JobError:
         raise
