@@ -7,6 +7,7 @@ it unless it has been run with the same inputs. Heavy data passes through files 
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import math
 import os
 import platform
@@ -300,6 +301,7 @@ def _draw_report(journal: Journal, sidecar: Potential, stages: Stages, scored: S
     """report.html; without it a potential is still one, so that what goes wrong here is a warning."""
     # Matplotlib wants to write, and without a home or a temporary directory only the output path can be written.
     os.environ.setdefault("MPLCONFIGDIR", str((stages.train.result / "scratch").resolve()))
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # pyace has logging print all that libraries say
     try:
         from mlip_pace import report  # takes its time
 
