@@ -4,7 +4,8 @@
 
 Parts: `mlip-pace` (the linear solve, and the default settings stopped after 60 s and 300 s), `pacemaker` (its own template, the
 same cutoff and number of functions, from zero, stopped after `--minutes`), `ace-jax` (`aj fit`, and ourselves with as many
-functions), `growth` (the linear solve on 1, 4 and 16 times the data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in
+functions), `workers` (the least squares alone, by one and by two processes), `growth` (the linear solve on 1, 4 and 16 times the
+data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in
 meV/atom and eV/Å, of the files as a user gets them; seconds are those of whole processes; memory is the largest process.
 Results are written after every part, as JSON and Markdown, into benchmarks/results/.
 """
@@ -25,10 +26,11 @@ import numpy as np
 from ase.io import read, write
 from jinja2 import Template
 
-from mlip_pace import basis, dataset
+from mlip_pace import basis, dataset, linear, reference
 from mlip_pace.potential import Potential
 from mlip_pace.readers import find_files
-from mlip_pace.settings import DataSettings
+from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
+from mlip_pace.weights import loss_weights
 
 RESULTS = Path(__file__).parent / "results"
 CUTOFF = 5.0  # Å
@@ -128,6 +130,23 @@ def ace_jax(train, test, program):
                 "command": " ".join(map(str, fit)).replace(str(program), "aj")}  # fmt: skip
 
 
+def workers(train, functions):
+    """Seconds of the design rows and the solve by one and by two processes, three times in turn: the fastest of each."""
+    settings = DataSettings.model_construct(test_fraction=0.0)
+    frames, about = dataset.assemble(dataset.structures_of(find_files(train)), None, settings, None, CUTOFF, 42)
+    target = reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, CUTOFF), frames)
+    shortest = reference.shortest_distances(target[dataset.ATOMS], CUTOFF)
+    potential = basis.potential_section(BasisSettings.model_construct(functions=functions), about["elements"], shortest)
+    columns = (target[dataset.ATOMS], target["energy_corrected"], target["forces"], *loss_weights(target, "uniform"))
+    structures = [linear.Labelled(*row) for row in zip(*columns, strict=True)]
+    seconds = {1: [], 2: []}
+    for count in (1, 2) * 3:
+        begin = time.monotonic()
+        linear.fit(structures, potential, 0.01, count)
+        seconds[count].append(round(time.monotonic() - begin, 2))
+    return {"one": seconds[1], "two": seconds[2], "ratio": round(min(seconds[1]) / min(seconds[2]), 2)}
+
+
 def growth(train, test, functions):
     """The linear solve on more data of the same kind."""
     structures, rng, rows = read(train, ":"), np.random.default_rng(0), []
@@ -168,6 +187,13 @@ def save(results):
         line(f"`{row['command']}`", row)
     if "ace-jax" in results:
         line(f"`{results['ace-jax']['command']}`", results["ace-jax"])
+    if "workers" in results:
+        found = results["workers"]
+        lines += [
+            "",
+            f"Least squares, s: one process {found['one']}, two {found['two']}; ratio of the fastest {found['ratio']}.",
+        ]
+    if "ace-jax" in results:
         lines += ["", "```", *results["ace-jax"]["printed"], "```"]
     (RESULTS / "bench.md").write_text("\n".join(lines) + "\n")
 
@@ -176,7 +202,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train")
     parser.add_argument("test")
-    parser.add_argument("parts", nargs="*", default=["mlip-pace", "pacemaker", "growth"])
+    parser.add_argument("parts", nargs="*", default=["mlip-pace", "pacemaker", "workers", "growth"])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--functions", type=int, default=300)
     parser.add_argument("--ace-jax", type=Path)
@@ -198,6 +224,9 @@ def main():
         save(results)
     if "pacemaker" in given.parts:
         results["pacemaker"] = pacemaker(train, test, given.functions, given.minutes)
+        save(results)
+    if "workers" in given.parts:
+        results["workers"] = workers(train, given.functions)
         save(results)
     if "growth" in given.parts:
         results["growth"] = growth(train, test, given.functions)

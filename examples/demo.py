@@ -10,7 +10,7 @@ SETTINGS = {
     "MLIP_PACE_DATA_PATH": str(Path(__file__).parent / "al-mg.extxyz"),
     "MLIP_PACE_DATA_TEST_FRACTION": "0.1",
     "MLIP_PACE_BASIS_FUNCTIONS": "100",
-    "MLIP_PACE_TRAINING_MAX_EPOCHS": "60",
+    "MLIP_PACE_TRAINING_MAX_EPOCHS": "10",
     "MLIP_PACE_OUTPUT_PATH": "out",
     "MLIP_PACE_RUN_LOG_FORMAT": "text",
 }
