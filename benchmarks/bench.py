@@ -4,9 +4,9 @@
 
 Parts: `mlip-pace` (the linear solve, and the default settings stopped after 60 s and 300 s), `pacemaker` (its own template, the
 same cutoff and number of functions, from zero, stopped after `--minutes`), `ace-jax` (`aj fit`, and ourselves with as many
-functions), `workers` (the least squares alone, by one and by two processes), `growth` (the linear solve on 1, 4 and 16 times the
-data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in
-meV/atom and eV/Å, of the files as a user gets them; seconds are those of whole processes; memory is the largest process.
+functions), `workers` (the least squares alone, by one and by two processes), `growth` (the linear solve on 1, 4 and 16 times
+the data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in meV/atom and eV/Å, of the files as a user gets them;
+seconds are those of whole processes; memory is the largest process.
 Results are written after every part, as JSON and Markdown, into benchmarks/results/.
 """
 
