@@ -71,9 +71,13 @@ def load_override(path: Path | None) -> dict[str, Any]:
     try:
         content = YAML(typ="safe", pure=True).load(path) or {}
     except Exception as error:
-        raise SettingsError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+        hint = "give a readable YAML file, or leave MLIP_PACE_TRAINING_OVERRIDE out"
+        raise SettingsError(f"{name}: cannot be read: {str(error).splitlines()[0]}", hint) from None
     if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
-        raise SettingsError(f"{name}: expected the sections fit, backend, potential, metadata with fields in them")
+        raise SettingsError(
+            f"{name}: expected the sections fit, backend, potential, metadata with fields in them",
+            "put each field under its section in that file; `mlip-pace check` prints the input.yaml that comes of it",
+        )
     refused = [s for s in content if s not in ("fit", "backend", "potential", "metadata")]
     refused += [f"fit.{key}" for key in content.get("fit", {}) if key in ("callbacks", "repulsion", "maxiter")]
     refused += [
@@ -200,7 +204,7 @@ class PacemakerRunner:
             )
         output = attempt / "output_potential.yaml"
         if not output.exists():
-            raise ToolError("pacemaker wrote no potential", detail=process.tail(log))
+            raise ToolError("pacemaker wrote no potential", f"its whole log is {log}", process.tail(log))
         shutil.copyfile(output, target)
         return Trained(target, done, self.records(), loss, record["ended"], self.linear_start)
 

@@ -59,7 +59,8 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
         structures.append(bare)
         rows.append(label)
     if not structures:
-        raise DataError(f"{data}: no structure can be read" + "".join(f"\n  {u['source']}: {u['reason']}" for u in unreadable))
+        reasons = "".join(f"\n  {u['source']}: {u['reason']}" for u in unreadable)
+        raise DataError(f"{data}: no structure can be read{reasons}", "mend these files, or give others to `mlip-pace predict`")
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
     done = process.parallel_map(partial(_predict, potential=potential), chunks, workers)
     predicted = [one for part in done for one in part]

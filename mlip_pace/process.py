@@ -179,7 +179,8 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -
         except BrokenProcessPool:
             if limits.out_of_memory_kills() > kills:
                 raise OutOfMemoryError("a worker process ran out of memory", "fewer MLIP_PACE_RUN_THREADS need less") from None
-            raise ToolError("a worker process was killed") from None
+            hint = "if something outside killed it, run the same command again; fewer MLIP_PACE_RUN_THREADS need less memory"
+            raise ToolError("a worker process was killed", hint) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
