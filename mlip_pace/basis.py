@@ -86,7 +86,10 @@ def refuse_other_elements(potential: dict[str, Any], elements: list[str]) -> Non
 
     missing = sorted(set(elements) - set(ACEBBasisSet(build(potential)).elements_name))
     if missing:
-        raise DataError(f"the potential of MLIP_PACE_TRAINING_START has no {', '.join(missing)}, but the data have")
+        raise DataError(
+            f"the potential of MLIP_PACE_TRAINING_START has no {', '.join(missing)}, but the data have",
+            "start from a potential that has these elements, or leave MLIP_PACE_TRAINING_START out",
+        )
 
 
 def build(potential: dict[str, Any]) -> Any:

@@ -1,14 +1,13 @@
 """deploy/kubernetes: valid for several versions of Kubernetes, and by the rules that schemas do not cover."""
 
 import inspect
-import os
 import shutil
 import signal
 import subprocess
 
 import kubernetes_validate
 import pytest
-from conftest import ROOT
+from conftest import REQUIRE_DOCKER, ROOT
 from ruamel.yaml import YAML
 
 from mlip_pace import errors, settings, stopping
@@ -35,7 +34,7 @@ def gpu():
     """What the overlay makes, by kustomize itself."""
     if shutil.which("kustomize") is None:
         reason = "there is no kustomize (tests/container/engine.sh brings it)"
-        (pytest.fail if os.environ.get("MLIP_PACE_REQUIRE_DOCKER") == "1" else pytest.skip)(reason)
+        (pytest.fail if REQUIRE_DOCKER else pytest.skip)(reason)
     built = subprocess.run(["kustomize", "build", ROOT / "deploy" / "kubernetes-gpu"], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (found,) = documents(built.stdout)

@@ -8,6 +8,7 @@ import os
 import subprocess
 
 import pytest
+from conftest import REQUIRE_DOCKER
 
 from container.engine import BASE_IMAGE, IMAGE, UID, shell
 
@@ -18,7 +19,7 @@ def engine():
         shell("docker", "info")
     except (OSError, subprocess.CalledProcessError) as error:
         reason = f"no Docker engine is reachable: {getattr(error, 'stderr', '') or error}"
-        if os.environ.get("MLIP_PACE_REQUIRE_DOCKER") == "1":
+        if REQUIRE_DOCKER:
             pytest.fail(reason)
         pytest.skip(reason)
 

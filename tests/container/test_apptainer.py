@@ -1,12 +1,11 @@
 """The image as a .sif in a real Apptainer, as an unprivileged user of a Debian sid (`engine.sh apptainer`)."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLES, ROOT
+from conftest import EXAMPLES, REQUIRE_DOCKER, ROOT
 
 from container.engine import IMAGE, SMALL, shell
 from mlip_pace.potential import Potential, intact
@@ -34,7 +33,7 @@ def desk(image):
     """The user's folder: the .sif, the data, the settings in a file."""
     if not (SID / "usr" / "bin" / "apptainer").exists():
         reason = f"there is no Apptainer in {SID}: tests/container/engine.sh apptainer"
-        (pytest.fail if os.environ.get("MLIP_PACE_REQUIRE_DOCKER") == "1" else pytest.skip)(reason)
+        (pytest.fail if REQUIRE_DOCKER else pytest.skip)(reason)
     shell("docker", "save", IMAGE, "--output", f"{HOME}/image.tar")
     shell("cp", "-r", f"{EXAMPLES.parent}", f"{HOME}/data")
     (HOME / "mlip-pace.env").write_text(SETTINGS)
