@@ -235,12 +235,14 @@ class PacemakerRunner:
         folder.mkdir(exist_ok=True)
         kappa = resolve_kappa(train, self.training.kappa)
         labelled = self._labelled(train)
+        begin = time.monotonic()
         state = radial.load(folder) or radial.start(folder, labelled, self.potential, kappa, self.threads)
+        iteration = 3 * (time.monotonic() - begin)  # it takes two to three times as long as the solve alone
         if self.refines():
             watched = self._labelled(test) if test is not None and len(test) else []
             state = radial.refine(
                 folder, labelled, watched, kappa, self.training.max_epochs, seed=self.training.seed, workers=self.threads,
-                deadline=self.deadline, progress=self.progress,
+                deadline=self.deadline, longest=iteration, progress=self.progress,
             )  # fmt: skip
         self.linear_start = {"lambda": state.solution.lam, "log_evidence": state.solution.log_evidence}
         return state

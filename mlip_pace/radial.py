@@ -77,14 +77,16 @@ def start(folder: Path, structures: Sequence[Labelled], potential: dict[str, Any
 
 def refine(
     folder: Path, structures: Sequence[Labelled], test: Sequence[Labelled], kappa: float, most: int, *, seed: int = 42,
-    workers: int = 1, deadline: float = math.inf, progress: Progress = lambda _: None,
+    workers: int = 1, deadline: float = math.inf, longest: float = 0.0, progress: Progress = lambda _: None,
 ) -> State:  # fmt: skip
     """Go on from the state in `folder` until it ends, for at most `most` iterations in all, or until the deadline.
+
+    None is begun that might not end before the deadline: the `longest` so far (s) is what one takes.
 
     After each iteration the state is saved, and the loss and the errors of the target are added to the tables
     `metrics.txt` and `test_metrics.txt`, which have the columns of pacemaker's.
     """
-    state, longest = load(folder), 0.0
+    state = load(folder)
     assert state is not None
     if state.iteration == 0:
         write_metrics(folder, state, structures, test, kappa, workers)

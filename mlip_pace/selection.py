@@ -90,7 +90,7 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
                 break
         merit = features @ (total - weights @ features[chosen]) / norms
         merit[chosen] = -np.inf
-        several = max(1, len(chosen) // (5 if limit is None else 20))  # few where there is little to choose from
+        several = max(1, len(chosen) // (10 if limit is None else 20))  # few where there is little to choose from
         chosen += np.argsort(-merit, kind="stable")[: min(several, most - len(chosen))].tolist()
     metric = _metric(information, whitening)
     left = sorted(set(range(len(ordered))) - set(chosen))

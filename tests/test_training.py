@@ -1,5 +1,7 @@
 """Linear start, loss weights, input.yaml, the core below the data."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -132,6 +134,13 @@ def test_more_regularisation_for_noisier_labels(target, potential):
         ]
         lambdas.append(linear.fit(structures, potential, 0.5).lam)
     assert lambdas[0] < lambdas[1]
+
+
+def test_no_iteration_is_begun_that_might_not_end_before_the_deadline(tmp_path, target, potential):
+    structures = labelled(target, potential, np.ones(40))
+    radial.start(tmp_path, structures, potential, 0.1)
+    state = radial.refine(tmp_path, structures, [], 0.1, 5, deadline=time.monotonic() + 1000, longest=2000)
+    assert state.iteration == 0
 
 
 def test_rounding_does_not_pass_for_evidence():
