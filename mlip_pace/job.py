@@ -293,8 +293,6 @@ def _say_selected(journal: Journal, selected: dict[str, Any]) -> None:
             f"{count} functions of {symbol}" for symbol, count in selected["functions"].items() if symbol != "parameters"
         )
     )
-    if "skipped" in selected:
-        journal.warn(f"no choice made: {selected['skipped']}")
 
 
 def _draw_report(journal: Journal, sidecar: Potential, stages: Stages, scored: Stage) -> str | None:

@@ -524,8 +524,6 @@ def selection_section(metadata: dict[str, Any], frame: pd.DataFrame, chosen: Pat
     """How many of each config_type were chosen to train on; the grades and errors of those left out."""
     selection = metadata["selection"]
     text = f"{selection['chosen']} of {selection['given']} training structures were chosen ({selection['method']})."
-    if "skipped" in selection:
-        text += f" No choice was made: {selection['skipped']}."
     pool = frame[frame.subset != "test"]
     kinds = sorted(pool[CONFIG_TYPE].unique())
     layers = [

@@ -1,13 +1,12 @@
 """The choice of training structures: few that determine the basis functions as all of them together would.
 
-Every structure brings the basis functions of its atoms, one row b an atom. The information of a weighted choice S is, for each
-element, M = Σ_S w_s Σ_atoms b^T b; D-optimality wants log det M large. Unweighted, that is a choice of extremes: it determines
-the functions best, but a fit to extremes is worse on ordinary structures than one to a random choice (docs/design.md). So
-structures and weights are chosen such that M comes as close as it can to the M of all given structures, which no choice of
-that total weight and the same directions exceeds by much: greedily by the largest share of the information still missing
-(matching pursuit, S. G. Mallat, Z. Zhang, IEEE Trans. Signal Process. 41, 3397 (1993)), then weights w >= 0 by least squares.
-The weights are those of the structures in the loss. What log det M has lost is reported as D-efficiency,
-(det M / det M_all)^(1/functions).
+Every structure brings the basis functions of its atoms, one row b an atom. The information of a weighted choice S is, for
+each element, M = Σ_S w_s Σ_atoms b^T b; D-optimality wants log det M large. Unweighted, that is a choice of extremes: it
+determines the functions best, but a fit to extremes is worse on ordinary structures than one to a random choice
+(docs/design.md). So structures and weights are chosen such that M comes as close as it can to the M of all given structures:
+greedily by the largest share of the information still missing (matching pursuit, S. G. Mallat, Z. Zhang, IEEE Trans. Signal
+Process. 41, 3397 (1993)), then weights w >= 0 by least squares. The weights are those of the structures in the loss. What log
+det M has lost is reported as D-efficiency, (det M / det M_all)^(1/functions).
 
 Matrices are compared along random directions v (functions are whitened by M_all first): a structure's features are
 Σ_atoms (b v)^2, so that memory is some 10 kB a structure and the cost grows as the number of structures.

@@ -16,13 +16,18 @@ need() {
   apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
+# Where this machine gets Debian's packages from; other suites are there too.
+mirror() {
+  apt-get indextargets --format '$(REPO_URI)' | grep -v security | head -1
+}
+
 # A newer Debian's package, unpacked but not installed: these programs need no more than the libc of bookworm.
 unpacked() { # SUITE PACKAGE FILE TARGET
   [ -x "$4" ] && return
   local work apt
   work=$(mktemp -d)
   mkdir -p "$work"/{lists,archives}/partial
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $1 main" >"$work/sources"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $1 main" >"$work/sources"
   apt=(apt-get -qq -o "Dir::Etc::SourceList=$work/sources" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$work/lists"
     -o "Dir::Cache=$work" -o APT::Sandbox::User=root -o Acquire::Check-Valid-Until=false)
   "${apt[@]}" update
@@ -58,7 +63,7 @@ base_image() {
 sid() {
   [ -x $SID/usr/bin/apptainer ] && return
   rm -rf $SID
-  debootstrap --variant=minbase sid $SID http://deb.debian.org/debian >/dev/null
+  debootstrap --variant=minbase sid $SID "$(mirror)" >/dev/null
   cp /etc/hosts /etc/resolv.conf $SID/etc/
   chroot $SID apt-get -qq -o Acquire::Check-Valid-Until=false update
   chroot $SID apt-get -qq -y --no-install-recommends install apptainer >/dev/null
