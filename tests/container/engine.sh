@@ -18,7 +18,7 @@ need() {
 
 # Where this machine gets Debian's packages from; other suites are there too.
 mirror() {
-  apt-get indextargets --format '$(REPO_URI)' | grep -v security | head -1
+  apt-get indextargets --format '$(REPO_URI)' | awk '!/security/ && !n++'
 }
 
 # A newer Debian's package, unpacked but not installed: these programs need no more than the libc of bookworm.
