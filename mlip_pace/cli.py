@@ -73,11 +73,11 @@ def _job(given: argparse.Namespace) -> int:
             from mlip_pace import settings
 
             loaded = settings.load()
-            from mlip_pace import job
+            from mlip_pace import check, job
 
             stopping.raise_from_now_on()
             if given.command == "check":
-                plan = job.check(loaded, journal)
+                plan = check.check(loaded, journal)
                 more = {"plan": plan} if given.json else {}
             else:
                 job.run_job(loaded, journal)

@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import resource
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,6 @@ from mlip_pace import (
     basis,
     core,
     dataset,
-    estimate,
     evaluate,
     limits,
     pacemaker,
@@ -54,14 +52,14 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
     potential.prepare(output)
     with _only_run(output):
         journal.open(output)
-        journal.say(f"uid {os.getuid()}, {_threads(settings)} threads, {limits.memory() / 2**30:.1f} GB of memory")
-        _refuse_missing_gpu(settings)
-        files, test_files, digests = _input_files(settings)
+        journal.say(f"uid {os.getuid()}, {threads(settings)} threads, {limits.memory() / 2**30:.1f} GB of memory")
+        refuse_missing_gpu(settings)
+        files, test_files, digests = input_files(settings)
         override = pacemaker.load_override(settings.training.override)
         start = basis.from_file(settings.training.start)
         cutoff = basis.cutoff_of(start) if start else settings.basis.cutoff
         stages = plan_stages(settings, override, digests, start)
-        if (published := _already_published(settings, stages)) is not None:
+        if (published := already_published(settings, stages)) is not None:
             journal.say(f"already published: {published.path}")
             return _within_gate(published)
         device = _device(settings, journal)
@@ -76,8 +74,8 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
 
         collected = stage(stages.collect, lambda folder: dataset.collect(
             folder, files=files, test_files=test_files, data=settings.data, elements=settings.basis.elements,
-            cutoff=cutoff, seed=settings.training.seed, workers=_threads(settings)))  # fmt: skip
-        _say_collected(journal, collected)
+            cutoff=cutoff, seed=settings.training.seed, workers=threads(settings)))  # fmt: skip
+        say_collected(journal, collected)
 
         subtracted = stage(stages.subtract, lambda folder: reference.subtract(
             folder, frames=_frame(stages.collect, "frames"), settings=settings.reference,
@@ -86,19 +84,17 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
 
         shortest = core.shortest_of_every_pair(subtracted["shortest"], collected["elements"])
-        section = start or basis.potential_section(settings.basis, collected["elements"], shortest)
-        section = pacemaker.merged(section, override.get("potential", {}))
-        basis.refuse_other_elements(section, collected["elements"])
+        section = potential_section(settings, start, override, collected["elements"], shortest)
         selected = stage(stages.activeset, lambda folder: selection.select(
             folder, target=_frame(stages.subtract, "target"), potential=section, settings=settings.selection,
-            workers=_threads(settings)))  # fmt: skip
+            workers=threads(settings)))  # fmt: skip
         _say_selected(journal, selected)
 
         deadline = _deadline(settings, begin)
         trained = stage(stages.train, lambda folder: pacemaker.fit(
             folder, target=_frame(stages.subtract, "target"), chosen=selection.chosen_in(stages.activeset.folder),
             potential=section, reference=ref, shortest=shortest, e0=collected["e0"], training=settings.training,
-            override=override, threads=_threads(settings), device=device,
+            override=override, threads=threads(settings), device=device,
             gpu_memory=settings.run.gpu_memory, deadline=deadline,
             progress=lambda values: journal.progress(values, settings.training.max_epochs), warn=journal.warn))  # fmt: skip
         loss = f", loss {trained['loss']:.4g}" if "loss" in trained else ""
@@ -108,7 +104,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         scores = stage(scored, lambda folder: evaluate.score(
             folder, target=_frame(stages.subtract, "target"), sources=list(selection.chosen_in(stages.activeset.folder)),
             potential=stages.train.result / "potential.yace", reference=ref, gate=settings.evaluate,
-            workers=_threads(settings)))  # fmt: skip
+            workers=threads(settings)))  # fmt: skip
 
         journal.enter("publish")
         metadata = _metadata(settings, stages, scores, files, test_files, digests, section)
@@ -192,13 +188,24 @@ def _only_run(output: Path) -> FileLock:
     return lock
 
 
-def _input_files(settings: Settings) -> tuple[list[InputFile], list[InputFile] | None, dict[str, str]]:
+def input_files(settings: Settings) -> tuple[list[InputFile], list[InputFile] | None, dict[str, str]]:
     """Training files, test files, and the SHA-256 of each."""
     files = find_files(settings.data.path)
     test_files = None if settings.data.test_path is None else find_files(settings.data.test_path)
     digests = {file.name: sha256(file.path) for file in files}
     digests |= {f"test:{file.name}": sha256(file.path) for file in test_files or []}
     return files, test_files, digests
+
+
+def potential_section(
+    settings: Settings, start: dict[str, Any] | None, override: dict[str, Any], elements: list[str], shortest: dict[str, float]
+) -> dict[str, Any]:  # fmt: skip
+    """pacemaker's potential section: of the file to start from or of the settings, with the user's override."""
+    section = pacemaker.merged(
+        start or basis.potential_section(settings.basis, elements, shortest), override.get("potential", {})
+    )
+    basis.refuse_other_elements(section, elements)
+    return section
 
 
 def _within_gate(result: Potential) -> Potential:
@@ -208,7 +215,7 @@ def _within_gate(result: Potential) -> Potential:
     return result
 
 
-def _already_published(settings: Settings, stages: Stages) -> Potential | None:
+def already_published(settings: Settings, stages: Stages) -> Potential | None:
     """The potential of just these inputs, if it is there. Raises `OtherResultError` if that of others is."""
     found = potential.intact(settings.output.path / SIDECAR)
     if found is None:
@@ -241,14 +248,14 @@ def _so_far(evaluation: Stage, trained: dict[str, Any]) -> Stage:
     return replace(evaluation, fingerprint=f"{evaluation.fingerprint}: {suffix}")
 
 
-def _threads(settings: Settings) -> int:
+def threads(settings: Settings) -> int:
     return limits.cpus() if settings.run.threads == "auto" else settings.run.threads
 
 
 NVIDIA = Path("/dev/nvidiactl")  # made by the driver, and by docker --gpus and apptainer --nv
 
 
-def _refuse_missing_gpu(settings: Settings) -> None:
+def refuse_missing_gpu(settings: Settings) -> None:
     if settings.run.device == "gpu" and not NVIDIA.exists():
         raise DeviceError(
             f"MLIP_PACE_RUN_DEVICE=gpu, but there is no NVIDIA GPU here ({NVIDIA} is missing)",
@@ -271,7 +278,7 @@ def _device(settings: Settings, journal: Journal) -> str:
     return name or "cpu"
 
 
-def _say_collected(journal: Journal, collected: dict[str, Any]) -> None:
+def say_collected(journal: Journal, collected: dict[str, Any]) -> None:
     journal.say(
         f"{collected['read']} structures read, {collected['train']} to train on, {collected['test']} to test, "
         f"{len(collected['left_out'])} left out; {collected['atoms']} atoms of {', '.join(collected['elements'])}"
@@ -380,91 +387,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return result
-
-
-def check(settings: Settings, journal: Journal) -> dict[str, Any]:
-    """Refuse what `run_job` would refuse, all at once, and say what it would do. Writes no file.
-
-    Returns the plan: counts, elements, E0, reference, functions, parameters, `seconds`, `memory` (bytes), `left_out`,
-    `warnings` and pacemaker's `input_yaml`.
-    """
-    settings = settings.of_member()
-    probes: tuple[Callable[[], Any], ...] = (
-        lambda: find_files(settings.data.path),
-        lambda: find_files(settings.data.test_path) if settings.data.test_path else None,
-        lambda: pacemaker.load_override(settings.training.override),
-        lambda: basis.from_file(settings.training.start),
-        lambda: potential.refuse_unwritable(settings.output.path),
-        lambda: _refuse_missing_gpu(settings),
-    )
-    refused = []
-    for probe in probes:
-        try:
-            probe()
-        except JobError as error:
-            refused.append(error)
-    if refused:
-        raise type(refused[0])("\n".join(e.message for e in refused), "\n".join(e.hint for e in refused if e.hint))
-    files, test_files, digests = _input_files(settings)
-    override, start = pacemaker.load_override(settings.training.override), basis.from_file(settings.training.start)
-    if _already_published(settings, plan_stages(settings, override, digests, start)) is not None:
-        journal.say(f"{settings.output.path} holds the potential of just these inputs: run would have nothing to do")
-    journal.enter("collect")
-    test = None if test_files is None else dataset.structures_of(test_files)
-    cutoff = basis.cutoff_of(start) if start else settings.basis.cutoff
-    frames, collected = dataset.assemble(
-        dataset.structures_of(files), test, settings.data, settings.basis.elements, cutoff, settings.training.seed
-    )
-    _say_collected(journal, collected)
-    journal.enter("subtract")
-    train = frames[frames[dataset.SPLIT] == dataset.TRAIN]
-    ref = reference.choose(settings.reference, train, cutoff)
-    target = reference.delta(ref, frames)
-    target = target[target[dataset.SPLIT] == dataset.TRAIN]
-    journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
-    for warning in collected["warnings"]:
-        journal.warn(warning)
-    journal.enter("train")
-    shortest = reference.shortest_distances(train[dataset.ATOMS], cutoff)
-    section = start or basis.potential_section(
-        settings.basis, collected["elements"], core.shortest_of_every_pair(shortest, collected["elements"])
-    )
-    section = pacemaker.merged(section, override.get("potential", {}))
-    basis.refuse_other_elements(section, collected["elements"])
-    size = basis.size(section)
-    parameters = size.pop("parameters")
-    functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in size.items())
-    journal.say(f"{functions}, {parameters} parameters, at most {settings.training.max_epochs} iterations")
-    with tempfile.TemporaryDirectory() as scratch:
-        runner = pacemaker.PacemakerRunner(Path(scratch), section, settings.training, override=override)
-        batch = runner.batch_size(target)
-        first = settings.output.path / "work" / "4-train" / "start.yaml" if runner.starts_linear() else None
-        text = runner.render(target, len(train) < len(frames), start=first)
-    own = runner.starts_linear() and runner.refines()
-    seconds = estimate.seconds(
-        section, list(train[dataset.ATOMS]), settings.training.max_epochs, _threads(settings), pacemaker=not own
-    )
-    memory = estimate.memory(batch * train[dataset.ATOMS].map(len).mean())
-    journal.say(
-        f"about {seconds['linear_start']:.0f} s for the linear start, {seconds['training']:.0f} s for all iterations; they end "
-        f"when they gain no more ({_threads(settings)} threads; to a factor of two or so)"
-    )
-    journal.say(f"about {memory['needed'] / 2**30:.1f} GB of {memory['available'] / 2**30:.1f} GB of memory for pacemaker")
-    if memory["needed"] > memory["available"]:
-        journal.warn("that is more than there is: lower MLIP_PACE_TRAINING_BATCH_SIZE or MLIP_PACE_BASIS_FUNCTIONS")
-    journal.say("pacemaker's input.yaml:\n" + text)
-    return {
-        **{key: collected[key] for key in ("read", "used", "train", "test", "atoms", "elements", "e0", "e0_source", "keys")},
-        "reference": ref.as_dict(),
-        "shortest": shortest,
-        "functions": size,
-        "parameters": parameters,
-        "iterations": settings.training.max_epochs,
-        "batch_size": batch,
-        "threads": _threads(settings),
-        "seconds": seconds,
-        "memory": memory,
-        "left_out": collected["left_out"],
-        "warnings": collected["warnings"],
-        "input_yaml": text,
-    }
