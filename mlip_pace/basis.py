@@ -6,7 +6,7 @@ the body order asked for. Distances in Å.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ase import Atoms
 
 from mlip_pace.errors import DataError, SettingsError
+from mlip_pace.expansion import Expansion, Pair
 from mlip_pace.reference import pair_name
 from mlip_pace.settings import BasisSettings
 
@@ -32,9 +33,6 @@ _EMBEDDINGS = {
     "linear": {"npot": "FinnisSinclair", "fs_parameters": [1, 1], "ndensity": 1},
     "finnis-sinclair": {"npot": "FinnisSinclairShiftedScaled", "fs_parameters": [1, 1, 1, 0.5], "ndensity": 2},
 }
-
-COARSE_SPLINE = 0.02  # Å between the points of radial functions where derivatives are only to show a direction
-DIFFERENCE = 1e-4  # of a radial coefficient, which is of the order of 1
 
 
 def potential_section(basis: BasisSettings, elements: list[str], shortest: dict[str, float]) -> dict[str, Any]:
@@ -109,32 +107,16 @@ def size(potential: dict[str, Any]) -> dict[str, int]:
     return {**dict(zip(basis.elements_name, counts, strict=True)), "parameters": len(basis.all_coeffs)}
 
 
-class _Computer:
-    """pyace's calculator on the basis of a potential section, with what must stay alive beside it."""
+def expansion(potential: dict[str, Any]) -> Expansion:
+    """The basis of a potential section in arrays: its functions and the derivatives by its coefficients."""
+    from pyace.basis import ACEBBasisSet
 
-    def __init__(self, potential: dict[str, Any]) -> None:
-        from pyace.basis import ACEBBasisSet
-        from pyace.calculator import ACECalculator
-        from pyace.evaluator import ACEBEvaluator
-
-        self.basis = ACEBBasisSet(build(potential))
-        self.evaluator = ACEBEvaluator(self.basis)
-        self.calculator = ACECalculator(self.evaluator)
-
-    def compute(self, atoms: Atoms, gradients: bool) -> Any:
-        """The calculator after it has worked on a structure."""
-        self.calculator.compute(_environment(self.basis, atoms), compute_projections=True, compute_b_grad=gradients)
-        return self.calculator
+    return Expansion(ACEBBasisSet(build(potential)))
 
 
 def projections(potential: dict[str, Any], structures: Iterable[Atoms]) -> list[dict[str, Array]]:
     """The basis functions of every atom: for each structure, by element, an array (atoms of it, functions)."""
-    computer, rows = _Computer(potential), []
-    for atoms in structures:
-        values = computer.compute(atoms, gradients=False).projections
-        symbols = np.array(list(atoms.symbols))
-        rows.append({s: np.array([values[n] for n in np.flatnonzero(symbols == s)]) for s in sorted(set(symbols))})
-    return rows
+    return list(expansion(potential).functions(structures))
 
 
 def design_rows(potential: dict[str, Any], structures: Iterable[Atoms]) -> Iterator[Array]:
@@ -142,57 +124,20 @@ def design_rows(potential: dict[str, Any], structures: Iterable[Atoms]) -> Itera
 
     Columns are the functions of the elements in the order of the basis; times the coefficients they give eV and eV/Å.
     """
-    computer = _Computer(potential)
-    elements = computer.basis.elements_name
-    counts = [len(one) + len(more) for one, more in zip(computer.basis.basis_rank1, computer.basis.basis, strict=True)]
-    first = dict(zip(elements, np.cumsum([0, *counts[:-1]]), strict=True))
-    for atoms in structures:
-        result = computer.compute(atoms, gradients=True)
-        rows = np.zeros((1 + 3 * len(atoms), sum(counts)))
-        for symbol, values in zip(atoms.symbols, result.projections, strict=True):
-            rows[0, first[symbol] : first[symbol] + len(values)] += values
-        rows[1:] = np.array(result.forces_bfuncs).transpose(0, 2, 1).reshape(3 * len(atoms), -1)
-        yield rows
+    return (rows for rows, _ in expansion(potential).rows(structures))
 
 
-def radial_pairs(potential: dict[str, Any]) -> list[slice]:
+def radial_pairs(potential: dict[str, Any]) -> dict[Pair, slice]:
     """Where the radial coefficients of each pair of elements are among all coefficients, which they precede."""
     from pyace.basis import ACEBBasisSet
 
     basis = ACEBBasisSet(build(potential))
-    bonds, slices, first = basis.map_bond_specifications, [], 0
+    slices, first = {}, 0
     for pair in combinations_with_replacement(range(basis.nelements), 2):
-        last = first + int(np.prod(np.shape(bonds[pair].radcoefficients)))
-        slices.append(slice(first, last))
+        last = first + int(np.prod(np.shape(basis.map_bond_specifications[pair].radcoefficients)))
+        slices[pair] = slice(first, last)
         first = last
     return slices
-
-
-def radial_rows(potential: dict[str, Any], structures: Sequence[Atoms], columns: Sequence[int]) -> list[Array]:
-    """For each structure the derivatives (1 + 3 n, columns) of energy and forces by radial coefficients: eV, eV/Å.
-
-    By finite differences of pyace's recursive evaluator, which for ACE's polynomials in them are good to six digits.
-    """
-    from pyace.basis import ACEBBasisSet
-
-    configuration = build(potential)
-    configuration.deltaSplineBins = COARSE_SPLINE
-    basis = ACEBBasisSet(configuration)
-    values = np.array(basis.all_coeffs)
-    environments = [_environment(basis, atoms) for atoms in structures]
-
-    def energies_and_forces(coefficients: Array) -> list[Array]:
-        basis.all_coeffs = coefficients
-        return _energies_and_forces(basis, environments)
-
-    start = energies_and_forces(values)
-    rows = [np.empty((len(one), len(columns))) for one in start]
-    for n, column in enumerate(columns):
-        moved = values.copy()
-        moved[column] += DIFFERENCE
-        for row, here, there in zip(rows, start, energies_and_forces(moved), strict=True):
-            row[:, n] = (there - here) / DIFFERENCE
-    return rows
 
 
 def _environment(basis: Any, atoms: Atoms) -> Any:

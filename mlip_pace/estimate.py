@@ -1,18 +1,20 @@
 """How long a job will take and how much memory, before it starts: from a second of the real computation on some of the data.
 
-Rows of the linear start are timed here with pyace. TensorFlow is not started: what follows is put at so many times the
+Rows of the linear start are timed here. TensorFlow is not started: what follows is put at so many times the
 rows of the same atoms. Good to a factor of two or so.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from ase import Atoms
 
 from mlip_pace import basis, limits
+from mlip_pace.expansion import ATOMS_IN_BATCH
 from mlip_pace.pacemaker import BYTES_PER_ATOM, TRAINER_BYTES
 
 CALIBRATION = 0.5  # s
@@ -27,17 +29,17 @@ def seconds(
 ) -> dict[str, float]:
     """Seconds of the linear start and of `iterations` on all of the structures, by pacemaker or by radial.py."""
     by_size = sorted(train, key=len)
-    # From the middle outwards, so that a sample of a few is of typical size; the first is not timed, it builds the basis.
+    # From the middle outwards, so that a sample of a few is of typical size.
     sample = [by_size[n] for n in sorted(range(len(train)), key=lambda n: abs(n - len(train) // 2))]
-    total, atoms, made = 0.0, 0, basis.design_rows(potential, [sample[0], *sample])
-    next(made)
-    for structure in sample:
+    expansion, spent, atoms = basis.expansion(potential), 0.0, 0
+    while sample and spent < CALIBRATION:
+        some = [sample.pop(0)]
+        while sample and sum(map(len, some)) < ATOMS_IN_BATCH:
+            some.append(sample.pop(0))
         begin = time.perf_counter()
-        next(made)
-        total, atoms = total + time.perf_counter() - begin, atoms + len(structure)
-        if total > CALIBRATION:
-            break
-    rows = total / atoms * sum(map(len, train)) / threads
+        deque(expansion.rows(some), maxlen=0)
+        spent, atoms = spent + time.perf_counter() - begin, atoms + sum(map(len, some))
+    rows = spent / atoms * sum(map(len, train)) / threads
     training = TENSORFLOW + iterations * ITERATION * rows if pacemaker else iterations * REFINEMENT * rows
     return {"linear_start": round(LINEAR_START * rows, 3), "training": round(training if iterations else 0.0, 1)}
 

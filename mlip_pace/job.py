@@ -235,10 +235,10 @@ def _frame(stage: Stage, name: str) -> pd.DataFrame:
 
 
 def _deadline(settings: Settings, begin: float) -> float:
-    """When the training has to stop, so that evaluation and publishing still fit in: they take less than twice all before."""
+    """When the training has to stop, so that evaluation and publishing still fit in: they take less than all before."""
     if settings.run.time_limit is None:
         return math.inf
-    rest = process.SECONDS_TO_END + max(10.0, 2 * (time.monotonic() - begin))
+    rest = process.SECONDS_TO_END + max(10.0, time.monotonic() - begin)
     return begin + settings.run.time_limit - rest
 
 

@@ -237,7 +237,7 @@ class PacemakerRunner:
         labelled = self._labelled(train)
         begin = time.monotonic()
         state = radial.load(folder) or radial.start(folder, labelled, self.potential, kappa, self.threads)
-        iteration = 3 * (time.monotonic() - begin)  # it takes two to three times as long as the solve alone
+        iteration = radial.ITERATION * (time.monotonic() - begin)
         if self.refines():
             watched = self._labelled(test) if test is not None and len(test) else []
             state = radial.refine(

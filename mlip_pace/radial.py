@@ -27,13 +27,15 @@ import numpy as np
 
 from mlip_pace import basis, linear, process
 from mlip_pace.basis import Array
+from mlip_pace.expansion import Pair
 from mlip_pace.linear import Labelled, Normal, Solution
 from mlip_pace.steps import write_whole
 
-ROWS_PER_COEFFICIENT = 8  # of the first sample; twice as many after a step that brought little or nothing
+ROWS_PER_COEFFICIENT = 24  # of the first sample; twice as many after a step that brought little or nothing
 COEFFICIENTS_AT_ONCE = 1000  # of C in one step; with many elements the pairs take turns
 TRUST = 0.06  # length of the first step, relative to that of C
-GAIN = 0.01  # relative gain of the loss by a step, below which it is the last one
+GAIN = 0.02  # relative gain of the loss, 1 % of the errors; two steps in a row below it are the last ones
+ITERATION = 2.5  # times the solve for c alone: another solve, and the Jacobian (1.7 times the rows of c alone)
 SHORTEST = TRUST / 10  # when steps of this length bring nothing, nothing is to be had
 
 Progress = Callable[[dict[str, float]], None]
@@ -106,11 +108,13 @@ def iterate(
     """One step in C and the solve for c that belongs to it."""
     potential = {"filename": str(folder / state.potential)}
     number = state.iteration + 1
-    groups = _groups(basis.radial_pairs(potential))
-    columns = groups[state.iteration % len(groups)]
+    slices = basis.radial_pairs(potential)
+    groups = _groups(slices)
+    pairs = groups[state.iteration % len(groups)]
+    columns = np.r_[tuple(slices[pair] for pair in pairs)]
     size = state.rows * (len(columns) + len(state.solution.coefficients))
     sample = _sample(structures, size, np.random.default_rng((seed, number)))
-    function = partial(jacobian, potential=potential, columns=columns, coefficients=state.solution.coefficients, kappa=kappa)
+    function = partial(jacobian, potential=potential, pairs=pairs, coefficients=state.solution.coefficients, kappa=kappa)
     normal = reduce(add, process.parallel_map(function, linear.chunks_of(sample), workers))
     radial = basis.radial_coefficients(potential)
     length = state.trust * float(np.linalg.norm(radial[columns]))
@@ -131,26 +135,23 @@ def iterate(
 
 
 def jacobian(
-    chunk: Sequence[Labelled], potential: dict[str, Any], columns: list[int], coefficients: Array, kappa: float
+    chunk: Sequence[Labelled], potential: dict[str, Any], pairs: Sequence[Pair], coefficients: Array, kappa: float
 ) -> Normal:
-    """The normal equations of a step in some columns of C and in c together, from c = `coefficients`."""
-    structures = [labelled.atoms for labelled in chunk]
+    """The normal equations of a step in C of some pairs of elements and in c together, from c = `coefficients`."""
+    rows = basis.expansion(potential).rows([labelled.atoms for labelled in chunk], coefficients, pairs)
     parts = []
-    for labelled, of_c, of_radial in zip(
-        chunk, basis.design_rows(potential, structures), basis.radial_rows(potential, structures, columns), strict=True
-    ):
+    for labelled, (of_c, of_radial) in zip(chunk, rows, strict=True):
         parts.append(linear.weighted(labelled, np.hstack([of_radial, of_c]), labelled.target - of_c @ coefficients, kappa))
     return reduce(add, parts)
 
 
-def _groups(pairs: list[slice]) -> list[list[int]]:
-    """The coefficients in C that move together: those of all pairs of elements, or of as many pairs as a step can take."""
-    groups: list[list[int]] = [[]]
-    for pair in pairs:
-        columns = list(range(pair.start, pair.stop))
-        if groups[-1] and len(groups[-1]) + len(columns) > COEFFICIENTS_AT_ONCE:
+def _groups(pairs: dict[Pair, slice]) -> list[list[Pair]]:
+    """The pairs of elements whose coefficients in C move together: all, or as many as a step can take."""
+    groups: list[list[Pair]] = [[]]
+    for pair, columns in pairs.items():
+        if groups[-1] and columns.stop - pairs[groups[-1][0]].start > COEFFICIENTS_AT_ONCE:
             groups.append([])
-        groups[-1] += columns
+        groups[-1].append(pair)
     return groups
 
 

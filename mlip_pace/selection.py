@@ -74,7 +74,7 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
     total, norms = features.sum(axis=0), np.maximum(np.linalg.norm(features, axis=1), 1e-30)
     chosen = sorted({position[n] for n in always})[:limit]
     most = len(ordered) if limit is None else min(limit, len(ordered))
-    news: list[int] = []  # left out, with a grade above GRADE when last looked at
+    news = -1  # one left out with a grade above GRADE
     while True:
         weights = _weights(features[chosen], total)
         information = _information([ordered[place] for place in chosen], weights, whitening)
@@ -82,10 +82,11 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
             break
         if limit is None:
             metric = _metric(information, whitening)
-            left = sorted(set(range(len(ordered))) - set(chosen))
-            # Grades fall with every choice, but weights change too: when nothing seems left, look at all again.
-            news = _above(news, left, ordered, metric) or _above(left, left, ordered, metric)
-            if not news:
+            others = set(range(len(ordered))) - set(chosen)
+            # Whether there is one is all that matters here, and the one that was is likely to be it still.
+            candidates = [news] * (news in others) + sorted(others)
+            news = next((place for place in candidates if _grade(ordered[place], metric) > GRADE), -1)
+            if news < 0:
                 break
         merit = features @ (total - weights @ features[chosen]) / norms
         merit[chosen] = -np.inf
@@ -169,11 +170,6 @@ def _metric(information: dict[str, Array], whitening: dict[str, Array]) -> dict[
 def _grade(rows: Rows, metric: dict[str, Array]) -> float:
     """The largest grade of the atoms of a structure."""
     return max(float(((block @ metric[symbol].T) ** 2).sum(axis=1).max()) for symbol, block in rows.items())
-
-
-def _above(places: list[int], left: list[int], structures: Sequence[Rows], metric: dict[str, Array]) -> list[int]:
-    """Those of the places, as far as they are left, where a structure's grade is above GRADE."""
-    return [place for place in sorted(set(places) & set(left)) if _grade(structures[place], metric) > GRADE]
 
 
 def indispensable(frame: pd.DataFrame, cutoff: float) -> list[int]:

@@ -1,0 +1,434 @@
+"""The atomic cluster expansion in arrays: its functions and their derivatives, as rows of a least-squares problem.
+
+pyace computes energy and forces for one set of coefficients fast, their derivatives by every coefficient slowly. Here they come
+from matrix products over all functions at once; the basis itself (functions, coupling coefficients, radial functions) is read
+from pyace, and tests compare with its values. In the notation of R. Drautz, Phys. Rev. B 99, 014104 (2019):
+
+    A_nlm = Σ_j R_nl(r_j) Y_lm(r_j),    R_nl = Σ_k C_nlk g_k,    B = Σ_ms C_ms Re Π A_nlm,    E = Σ_atoms Σ_functions c B
+
+The variables x of an atom are, for each element of neighbours, Σ_j g_k(r_j), of which functions of one neighbour are made, and
+the real and imaginary parts of A with m >= 0 (A_nl-m is (-1)^m times the conjugate of A_nlm). Forces follow by the chain rule
+from ∂B/∂x, derivatives of forces by C from ∂²B/∂x∂x. √4π Y_lm takes the place of Y_lm, as in pyace. Distances in Å, energies
+in eV.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, combinations_with_replacement, pairwise, product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ase import Atoms
+from numpy.polynomial import Legendre
+from scipy.interpolate import CubicHermiteSpline
+from scipy.sparse import csr_array
+
+from mlip_pace.neighbours import neighbours
+
+Array = npt.NDArray[np.float64]
+Complex = npt.NDArray[np.complex128]
+Integers = npt.NDArray[np.int64]
+Pair = tuple[int, int]  # numbers of two elements, the smaller first
+
+GRID = 0.002  # Å between the points of the splines of g_k
+ATOMS_IN_BATCH = 64  # small structures are worked on together
+CENTRES_IN_BLOCK = 64  # and large ones in parts
+
+
+def harmonics(directions: Array, lmax: int) -> tuple[Array, Array]:
+    """√4π Y_lm at unit vectors (n, 3): values (n, lm) and gradients on the unit sphere (n, 3, lm).
+
+    lm runs over l, and for each l over m = 0, Re 1, Im 1, Re 2, ...: l^2 .. (l + 1)^2 - 1.
+    """
+    x, y, z = directions.T
+    values, gradients = [], []
+    for l in range(lmax + 1):  # noqa: E741
+        for m in range(l + 1):
+            norm = math.sqrt((2 * l + 1) * math.factorial(l - m) / math.factorial(l + m))
+            legendre = norm * (Legendre.basis(l).deriv(m) if m else Legendre.basis(l))
+            power = (x + 1j * y) ** m
+            lower = m * (x + 1j * y) ** max(m - 1, 0)
+            value = legendre(z) * power
+            gradient = np.array([legendre(z) * lower, 1j * legendre(z) * lower, legendre.deriv()(z) * power])
+            values += [value.real, value.imag][: 1 + (m > 0)]
+            gradients += [gradient.real, gradient.imag][: 1 + (m > 0)]
+    cartesian = np.array(gradients).transpose(2, 1, 0)
+    outward = np.einsum("nx,nxy->ny", directions, cartesian)
+    return np.array(values).T, cartesian - directions[:, :, None] * outward[:, None, :]
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """The products of one order. A factor is along[0] x[variables[0]] + along[1] x[variables[1]]."""
+
+    variables: Integers  # (terms, order, 2)
+    along: Complex  # (terms, order, 2)
+    mixing: csr_array  # (functions, terms): C_ms
+
+    @property
+    def order(self) -> int:
+        return int(self.variables.shape[1])
+
+    def factors(self, x: Array) -> Complex:
+        """(order, terms, atoms) from x (variables, atoms)."""
+        parts = self.along[..., None] * x[self.variables]
+        factors: Complex = parts.sum(axis=2).transpose(1, 0, 2)
+        return factors
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Some structures as one: atoms and bonds of all."""
+
+    species: Integers  # (atoms,)
+    centre: Integers  # (bonds,), ascending
+    neighbour: Integers
+    distance: Array
+    direction: Array  # (bonds, 3), from the centre to the neighbour
+    spans: list[slice]  # the atoms of each structure
+
+
+@dataclass(frozen=True)
+class _Bonds:
+    """Of some centres (numbers among these) with one element of neighbours."""
+
+    centre: Integers  # (bonds,)
+    neighbour: Integers
+    distance: Array
+    direction: Array  # (bonds, 3)
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What some centres see of one element of neighbours: Σ_j g_k Y_lm and its derivatives by the places of atoms."""
+
+    sums: Array  # (centres, k, lm)
+    x: Array  # (centres, width): the variables made of them
+    gradients: Array  # (links, 3, k, lm); a link is a centre and an atom that it sees, be it in several cells
+    moves: Array  # (links, 3, width): of the variables
+    atoms: Integers  # (links,)
+    first: Integers  # (centres + 1,): where the links of a centre begin
+
+    def links(self, centre: int) -> slice:
+        return slice(self.first[centre], self.first[centre + 1])
+
+
+class Expansion:
+    """The basis of a potential (pyace's `ACEBBasisSet`). Coefficients c and C are in its order."""
+
+    def __init__(self, basis: Any) -> None:
+        self.elements = list(basis.elements_name)
+        self.cutoff = float(basis.cutoffmax)
+        self.nk, self.nr, self.lmax = int(basis.nradbase), int(basis.nradmax), int(basis.lmax)
+        self.width = self.nk + self.nr * (self.lmax + 1) ** 2  # variables for each element of neighbours
+        self.splines: dict[Pair, CubicHermiteSpline] = {}
+        self.cutoffs: dict[Pair, float] = {}
+        self.radial: dict[Pair, Array] = {}  # C_nlk
+        self.shapes: dict[Pair, tuple[int, int, int]] = {}  # a pair may have fewer than others
+        for pair in combinations_with_replacement(range(len(self.elements)), 2):
+            bond = basis.map_bond_specifications[pair]
+            given = np.array(bond.radcoefficients)
+            n, l, k = self.shapes[pair] = given.shape  # noqa: E741
+            self.radial[pair] = np.zeros((self.nr, self.lmax + 1, self.nk))
+            self.radial[pair][:n, :l, :k] = given
+            self.cutoffs[pair] = float(bond.rcut)
+            self.splines[pair] = self._spline(basis.radial_functions, pair, bond.rcut)
+        functions = [[*one, *more] for one, more in zip(basis.basis_rank1, basis.basis, strict=True)]
+        self.counts = [len(several) for several in functions]
+        self.terms = [self._terms(several, len(one)) for several, one in zip(functions, basis.basis_rank1, strict=True)]
+        self.slopes = [self._slopes(element) for element in range(len(self.elements))]
+
+    def functions(self, structures: Iterable[Atoms]) -> Iterator[dict[str, Array]]:
+        """The basis functions of every atom: for each structure, by element, an array (atoms of it, functions)."""
+        for joined in self._joined(structures):
+            values = [np.empty((len(joined.species), count)) for count in self.counts]
+            for element, centres in self._blocks(joined):
+                sums = [self._sums(joined, element, s, centres) for s in range(len(self.elements))]
+                x = [self._variables(element, s, of) for s, of in enumerate(sums)]
+                values[element][centres] = self._values(element, self._factors(element, x)).T
+            for span in joined.spans:
+                species = joined.species[span]
+                yield {self.elements[s]: values[s][span][species == s] for s in np.unique(species)}
+
+    def rows(
+        self, structures: Iterable[Atoms], coefficients: Array | None = None, pairs: Sequence[Pair] = ()
+    ) -> Iterator[tuple[Array, Array]]:
+        """For each structure the derivatives of energy and forces by c, (1 + 3 n, functions), and by C for c = `coefficients`.
+
+        The latter, (1 + 3 n, radial coefficients), are those of the `pairs` of elements, one after the other.
+        """
+        ends = np.cumsum([0, *self.counts])
+        columns = [slice(first, last) for first, last in pairwise(ends)]  # of each element's functions
+        curvatures = [] if coefficients is None else [self._curvatures(e, coefficients[c]) for e, c in enumerate(columns)]
+        for joined in self._joined(structures):
+            of_c = _Rows(len(joined.species), ends[-1])
+            of_radial = _Rows(len(joined.species), sum(math.prod(self.shapes[pair]) for pair in pairs))
+            for element, centres in self._blocks(joined):
+                surroundings = self._surroundings(joined, element, centres)
+                factors = self._factors(element, [seen.x for seen in surroundings])
+                of_c.energies[centres, columns[element]] = self._values(element, factors).T
+                slopes = _applied(self.slopes[element], _products(factors, but=1))
+                bends: Iterable[Array] = [np.empty(0)] * len(centres)
+                if coefficients is not None:
+                    bends = _applied(curvatures[element], _products(factors, but=2))
+                for n, (centre, slope, bend) in enumerate(zip(centres, slopes, bends, strict=True)):
+                    by_x = slope.reshape(-1, self.counts[element])  # (variables, functions)
+                    for s, seen in enumerate(surroundings):
+                        block = _product(seen.moves[seen.links(n)], by_x[s * self.width : (s + 1) * self.width])
+                        of_c.add(centre, seen.atoms[seen.links(n)], columns[element], block)
+                    if coefficients is not None:
+                        along, by_xx = by_x @ coefficients[columns[element]], bend.reshape(len(by_x), len(by_x))
+                        self._add_radial(of_radial, pairs, element, n, centre, surroundings, along, by_xx)
+            for span in joined.spans:
+                yield of_c.of(span), of_radial.of(span)
+
+    def _add_radial(
+        self, rows: _Rows, pairs: Sequence[Pair], element: int, n: int, centre: int, surroundings: list[_Surroundings],
+        by_x: Array, by_xx: Array,
+    ) -> None:  # fmt: skip
+        """What a centre (the `n`th of those with these surroundings) brings, its energy E having ∂E/∂x and ∂²E/∂x∂x."""
+        first = 0
+        for pair in pairs:
+            columns = slice(first, first := first + math.prod(self.shapes[pair]))
+            if element not in pair:
+                continue
+            other = pair[pair[0] == element]
+            sums = surroundings[other].sums[n]
+            rows.energies[centre, columns] += self._by_radial(pair, other, by_x, sums)
+            for s, seen in enumerate(surroundings):
+                links = seen.links(n)
+                moved = _product(seen.moves[links], by_xx[s * self.width : (s + 1) * self.width])
+                block = self._by_radial(pair, other, moved, sums)
+                if s == other:
+                    block += self._by_radial(pair, other, by_x, seen.gradients[links])
+                rows.add(centre, seen.atoms[links], columns, block)
+
+    def _by_radial(self, pair: Pair, other: int, by_x: Array, seen: Array) -> Array:
+        """Σ_m ∂E/∂x_nlm g_k Y_lm (..., coefficients of the pair), by_x (..., variables) or seen (..., k, lm) being of many."""
+        many = max(by_x.shape[:-1], seen.shape[:-2], key=len)
+        block = np.empty((*many, self.nr, self.lmax + 1, self.nk))
+        for l in range(self.lmax + 1):  # noqa: E741
+            first = other * self.width + self.nk + self.nr * l**2
+            slopes = by_x[..., first : first + self.nr * (2 * l + 1)].reshape(*by_x.shape[:-1], self.nr, 2 * l + 1)
+            harmonic = seen[..., l**2 : (l + 1) ** 2]
+            if seen.ndim == 2:
+                block[..., l, :] = _product(slopes, harmonic.T)
+            else:
+                block[..., l, :] = _product(harmonic, slopes.T).swapaxes(-1, -2)
+        n, l, k = self.shapes[pair]  # noqa: E741
+        return block[..., :n, :l, :k].reshape(*many, n * l * k)
+
+    def _spline(self, functions: Any, pair: Pair, cutoff: float) -> CubicHermiteSpline:
+        """g_k of a pair of elements."""
+        grid = np.arange(1, math.ceil(cutoff / GRID) + 1) * GRID
+        values, slopes = [], []
+        for r in grid:
+            functions.evaluate(min(r, cutoff), self.nk, self.nr, *pair)
+            values.append(np.array(functions.gr))
+            slopes.append(np.array(functions.dgr))
+        return CubicHermiteSpline(grid, np.array(values), np.array(slopes))
+
+    def _terms(self, functions: Sequence[Any], rank1: int) -> list[_Terms]:
+        """The products of which the functions of one element are made, by order."""
+        orders: dict[int, dict[tuple[Any, ...], dict[int, float]]] = {}
+        for k, function in enumerate(functions):
+            for ms, coupling in zip(function.ms_combs, function.gen_cgs, strict=True):
+                ls = function.ls if k >= rank1 else [-1]
+                term = tuple(sorted(zip(function.mus, function.ns, ls, ms, strict=True)))
+                made = orders.setdefault(len(ms), {}).setdefault(term, {})
+                made[k] = made.get(k, 0.0) + coupling
+        found = []
+        for order, terms in sorted(orders.items()):
+            variables = np.zeros((len(terms), order, 2), dtype=np.int64)
+            along = np.zeros((len(terms), order, 2), dtype=np.complex128)
+            for t, term in enumerate(terms):
+                for p, (element, n, l, m) in enumerate(term):  # noqa: E741
+                    first = element * self.width + (n - 1 if l < 0 else self.nk + self.nr * l**2 + (n - 1) * (2 * l + 1))
+                    sign = -1 if m < 0 and m % 2 else 1
+                    variables[t, p] = first + max(0, 2 * abs(m) - 1), first + 2 * abs(m)
+                    along[t, p] = sign, sign * 1j * np.sign(m)
+            entries = [(k, t, value) for t, made in enumerate(terms.values()) for k, value in made.items()]
+            rows, columns, values = zip(*entries, strict=True)
+            mixing = csr_array((values, (rows, columns)), shape=(len(functions), len(terms)))
+            found.append(_Terms(variables, along, mixing))
+        return found
+
+    def _slopes(self, element: int) -> csr_array:
+        """From the products without one factor to ∂B/∂x (variables functions,)."""
+        entries, count = _Entries(), self.counts[element]
+        for terms in self.terms[element]:
+            mixing = terms.mixing.tocoo()
+            k, t = mixing.coords
+            for p in range(terms.order):
+                for part in (0, 1):
+                    entries.add(terms.variables[t, p, part] * count + k, t, mixing.data * terms.along[t, p, part])
+                entries.next_products(len(terms.variables))
+        return entries.matrix(len(self.elements) * self.width * count)
+
+    def _curvatures(self, element: int, c: Array) -> csr_array:
+        """From the products without two factors to Σ c ∂²B/∂x∂x (variables variables,)."""
+        entries, variables = _Entries(), len(self.elements) * self.width
+        for terms in self.terms[element]:
+            weight, t = terms.mixing.T @ c, np.arange(len(terms.variables))
+            for p, q in combinations(range(terms.order), 2):
+                for i, j in product((0, 1), repeat=2):
+                    one, other = terms.variables[:, p, i], terms.variables[:, q, j]
+                    along = weight * terms.along[:, p, i] * terms.along[:, q, j]
+                    entries.add(one * variables + other, t, along)
+                    entries.add(other * variables + one, t, along)
+                entries.next_products(len(terms.variables))
+        return entries.matrix(variables**2)
+
+    def _joined(self, structures: Iterable[Atoms]) -> Iterator[_Joined]:
+        batch: list[Atoms] = []
+        for atoms in structures:
+            batch.append(atoms)
+            if sum(map(len, batch)) >= ATOMS_IN_BATCH:
+                yield self._join(batch)
+                batch = []
+        if batch:
+            yield self._join(batch)
+
+    def _join(self, batch: list[Atoms]) -> _Joined:
+        number = {symbol: n for n, symbol in enumerate(self.elements)}
+        ends = np.cumsum([0, *map(len, batch)])
+        bonds = [neighbours("ijdD", atoms, self.cutoff) for atoms in batch]
+        i, j, distance, vector = (np.concatenate(found) for found in zip(*bonds, strict=True))
+        offset = np.repeat(ends[:-1], [len(found[0]) for found in bonds])
+        species = np.array([number[symbol] for atoms in batch for symbol in atoms.symbols])
+        spans = [slice(first, last) for first, last in pairwise(ends)]
+        return _Joined(species, i + offset, j + offset, distance, vector / distance[:, None], spans)
+
+    def _blocks(self, joined: _Joined) -> Iterator[tuple[int, Integers]]:
+        """Centres of one element, as many as are worked on at a time."""
+        for element in np.unique(joined.species):
+            centres = np.flatnonzero(joined.species == element)
+            for n in range(0, len(centres), CENTRES_IN_BLOCK):
+                yield int(element), centres[n : n + CENTRES_IN_BLOCK]
+
+    def _bonds(self, joined: _Joined, element: int, other: int, centres: Integers) -> _Bonds:
+        """Of some centres of one element with neighbours of another."""
+        chosen = np.isin(joined.centre, centres) & (joined.species[joined.neighbour] == other)
+        chosen &= joined.distance < self.cutoffs[_pair(element, other)]
+        centre = np.searchsorted(centres, joined.centre[chosen])
+        return _Bonds(centre, joined.neighbour[chosen], joined.distance[chosen], joined.direction[chosen])
+
+    def _sums(self, joined: _Joined, element: int, other: int, centres: Integers) -> Array:
+        """Σ_j g_k Y_lm (centres, k, lm)."""
+        bonds = self._bonds(joined, element, other, centres)
+        g, (y, _) = self.splines[_pair(element, other)](bonds.distance), harmonics(bonds.direction, self.lmax)
+        return _summed(g[:, :, None] * y[:, None, :], bonds.centre, len(centres))
+
+    def _surroundings(self, joined: _Joined, element: int, centres: Integers) -> list[_Surroundings]:
+        """Of some centres of one element, for each element of neighbours."""
+        found = []
+        for other in range(len(self.elements)):
+            bonds = self._bonds(joined, element, other, centres)
+            spline = self.splines[_pair(element, other)]
+            (g, dg), (y, dy) = (spline(bonds.distance, d) for d in (0, 1)), harmonics(bonds.direction, self.lmax)
+            gradients = (dg[:, :, None] * y[:, None, :])[:, None] * bonds.direction[:, :, None, None]
+            gradients += (g / bonds.distance[:, None])[:, None, :, None] * dy[:, :, None, :]
+            atoms = len(joined.species)
+            links, link = np.unique(bonds.centre * atoms + bonds.neighbour, return_inverse=True)
+            gradients = _summed(gradients, link, len(links))
+            sums = _summed(g[:, :, None] * y[:, None, :], bonds.centre, len(centres))
+            x, moves = (self._variables(element, other, seen) for seen in (sums, gradients))
+            first = np.searchsorted(links, np.arange(len(centres) + 1) * atoms)
+            found.append(_Surroundings(sums, x, gradients, moves, links % atoms, first))
+        return found
+
+    def _variables(self, element: int, other: int, seen: Array) -> Array:
+        """x (..., width) of g_k Y_lm (..., k, lm)."""
+        radial = self.radial[_pair(element, other)]
+        parts = [seen[..., 0]]
+        for l in range(self.lmax + 1):  # noqa: E741
+            harmonic = seen[..., l**2 : (l + 1) ** 2].swapaxes(-1, -2)
+            made = _product(harmonic, radial[:, l].T).swapaxes(-1, -2)  # (..., n, m)
+            parts.append(made.reshape(*made.shape[:-2], self.nr * (2 * l + 1)))
+        return np.concatenate(parts, axis=-1)
+
+    def _factors(self, element: int, x: list[Array]) -> list[Complex]:
+        return [terms.factors(np.concatenate(x, axis=1).T) for terms in self.terms[element]]
+
+    def _values(self, element: int, factors: list[Complex]) -> Array:
+        """B (functions, centres)."""
+        values = np.zeros((self.counts[element], factors[0].shape[2]))
+        for terms, several in zip(self.terms[element], factors, strict=True):
+            values += terms.mixing @ several.prod(axis=0).real
+        return values
+
+
+class _Entries:
+    """The entries of a sparse matrix whose columns are real and imaginary parts of products, one kind after the other."""
+
+    def __init__(self) -> None:
+        self.rows: list[Integers] = []
+        self.columns: list[Integers] = []
+        self.data: list[Array] = []
+        self.width = 0
+
+    def add(self, rows: Integers, product: Integers, along: Complex) -> None:
+        """Re(along product) of products of the present kind."""
+        for offset, data in ((0, along.real), (1, -along.imag)):
+            self.rows.append(rows)
+            self.columns.append(self.width + 2 * product + offset)
+            self.data.append(data)
+
+    def next_products(self, count: int) -> None:
+        self.width += 2 * count
+
+    def matrix(self, height: int) -> csr_array:
+        rows, columns, data = (np.concatenate([*parts, []]) for parts in (self.rows, self.columns, self.data))
+        entries = data != 0
+        return csr_array((data[entries], (rows[entries].astype(int), columns[entries].astype(int))), shape=(height, self.width))
+
+
+class _Rows:
+    """Rows under construction: energies of centres (atoms, columns), forces (atoms, 3, columns)."""
+
+    def __init__(self, atoms: int, columns: int) -> None:
+        self.energies = np.zeros((atoms, columns))
+        self.forces = np.zeros((atoms, 3, columns))
+
+    def add(self, centre: int, atoms: Integers, columns: slice, by_place: Array) -> None:
+        """The derivatives (atoms, 3, columns) of a centre's energy by the places of different atoms that it sees."""
+        self.forces[atoms, :, columns] -= by_place
+        self.forces[centre, :, columns] += by_place.sum(axis=0)
+
+    def of(self, span: slice) -> Array:
+        """(1 + 3 n, columns) of the structure at `span`."""
+        return np.concatenate([self.energies[span].sum(axis=0)[None], *self.forces[span]])
+
+
+def _pair(one: int, other: int) -> Pair:
+    return (min(one, other), max(one, other))
+
+
+def _summed(values: Array, place: Integers, count: int) -> Array:
+    """Sums (count, ...) of the values (n, ...) that have the same place."""
+    incidence = csr_array((np.ones(len(place)), (place, np.arange(len(place)))), shape=(count, len(place)))
+    flat = incidence @ values.reshape(len(values), math.prod(values.shape[1:]))
+    sums: Array = flat.reshape(count, *values.shape[1:])
+    return sums
+
+
+def _product(several: Array, matrix: Array) -> Array:
+    """(..., n) times (n, m) as one product: NumPy would make one of each of the matrices in `several`."""
+    return (several.reshape(-1, len(matrix)) @ matrix).reshape(*several.shape[:-1], matrix.shape[1])
+
+
+def _products(factors: list[Complex], but: int) -> Iterator[Complex]:
+    """The products (terms, centres) of all factors (order, terms, centres) of each order but one or two, in every way."""
+    for several in factors:
+        for left_out in combinations(range(len(several)), but):
+            yield np.delete(several, left_out, axis=0).prod(axis=0)
+
+
+def _applied(matrix: csr_array, products: Iterator[Complex]) -> Iterator[Array]:
+    """A matrix of `_Entries` times the products, for one centre after the other."""
+    stacked = np.concatenate(list(products))
+    return (matrix @ parts for parts in np.ascontiguousarray(stacked.T).view(np.float64))
