@@ -4,7 +4,8 @@
 
 Parts: `mlip-pace` (the linear solve, and the default settings stopped after 60 s and 300 s), `pacemaker` (its own template, the
 same cutoff and number of functions, from zero, stopped after `--minutes`), `ace-jax` (`aj fit`, and ourselves with as many
-functions), `workers` (the least squares alone, by one and by two processes), `growth` (the linear solve on 1, 4 and 16 times
+functions), `workers` (the least squares alone, by one and by two processes), `rows`
+(the design rows by pyace and by us), `growth` (the linear solve on 1, 4 and 16 times
 the data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in meV/atom and eV/Å, of the files as a user gets them;
 seconds are those of whole processes; memory is the largest process.
 Results are written after every part, as JSON and Markdown, into benchmarks/results/.
@@ -20,11 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 from ase.io import read, write
 from jinja2 import Template
+from threadpoolctl import threadpool_limits
 
 from mlip_pace import basis, dataset, linear, reference
 from mlip_pace.potential import Potential
@@ -130,15 +133,58 @@ def ace_jax(train, test, program):
                 "command": " ".join(map(str, fit)).replace(str(program), "aj")}  # fmt: skip
 
 
-def workers(train, functions):
-    """Seconds of the design rows and the solve by one and by two processes, three times in turn: the fastest of each."""
+def labelled(train, functions):
+    """The structures with their labels and weights, and the potential section."""
     settings = DataSettings.model_construct(test_fraction=0.0)
     frames, about = dataset.assemble(dataset.structures_of(find_files(train)), None, settings, None, CUTOFF, 42)
     target = reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, CUTOFF), frames)
     shortest = reference.shortest_distances(target[dataset.ATOMS], CUTOFF)
     potential = basis.potential_section(BasisSettings.model_construct(functions=functions), about["elements"], shortest)
     columns = (target[dataset.ATOMS], target["energy_corrected"], target["forces"], *loss_weights(target, "uniform"))
-    structures = [linear.Labelled(*row) for row in zip(*columns, strict=True)]
+    return [linear.Labelled(*row) for row in zip(*columns, strict=True)], potential
+
+
+@threadpool_limits.wrap(limits=1)
+def rows(train, functions):
+    """Milliseconds an atom of the design rows by pyace and by us, of every tenth structure, three times in turn: the fastest."""
+    from pyace.atomicenvironment import aseatoms_to_atomicenvironment
+    from pyace.basis import ACEBBasisSet
+    from pyace.calculator import ACECalculator
+    from pyace.evaluator import ACEBEvaluator
+
+    structures, potential = labelled(train, functions)
+    structures = [one.atoms for one in structures[::10]]
+    pyace = ACEBBasisSet(basis.build(potential))
+    evaluator = ACEBEvaluator(pyace)
+    calculator = ACECalculator(evaluator)
+    elements = pyace.elements_to_index_map
+
+    def theirs():
+        for atoms in structures:
+            environment = aseatoms_to_atomicenvironment(atoms, CUTOFF, elements_mapper_dict=elements)
+            calculator.compute(environment, compute_projections=True, compute_b_grad=True)
+            np.array(calculator.forces_bfuncs)
+
+    def time_of(function):
+        begin = time.perf_counter()
+        function()
+        return 1e3 * (time.perf_counter() - begin) / sum(map(len, structures))
+
+    zero, pairs = np.zeros(sum(basis.expansion(potential).counts)), list(basis.radial_pairs(potential))
+    ways = {
+        "pyace": theirs,
+        "ours": lambda: deque(basis.design_rows(potential, structures), maxlen=0),
+        "ours with those of the radial coefficients": lambda: deque(
+            basis.expansion(potential).rows(structures, zero, pairs), maxlen=0
+        ),
+    }
+    times = [{name: time_of(function) for name, function in ways.items()} for _ in range(3)]
+    return {name: round(min(one[name] for one in times), 2) for name in ways}
+
+
+def workers(train, functions):
+    """Seconds of the design rows and the solve by one and by two processes, three times in turn: the fastest of each."""
+    structures, potential = labelled(train, functions)
     seconds = {1: [], 2: []}
     for count in (1, 2) * 3:
         begin = time.monotonic()
@@ -193,6 +239,9 @@ def save(results):
             "",
             f"Least squares, s: one process {found['one']}, two {found['two']}; ratio of the fastest {found['ratio']}.",
         ]
+    if "rows" in results:
+        found = ", ".join(f"{name} {value}" for name, value in results["rows"].items())
+        lines += ["", f"Design rows, ms/atom, one process: {found}."]
     if "ace-jax" in results:
         lines += ["", "```", *results["ace-jax"]["printed"], "```"]
     (RESULTS / "bench.md").write_text("\n".join(lines) + "\n")
@@ -202,7 +251,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train")
     parser.add_argument("test")
-    parser.add_argument("parts", nargs="*", default=["mlip-pace", "pacemaker", "workers", "growth"])
+    parser.add_argument("parts", nargs="*", default=["mlip-pace", "pacemaker", "workers", "rows", "growth"])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--functions", type=int, default=300)
     parser.add_argument("--ace-jax", type=Path)
@@ -227,6 +276,9 @@ def main():
         save(results)
     if "workers" in given.parts:
         results["workers"] = workers(train, given.functions)
+        save(results)
+    if "rows" in given.parts:
+        results["rows"] = rows(train, given.functions)
         save(results)
     if "growth" in given.parts:
         results["growth"] = growth(train, test, given.functions)

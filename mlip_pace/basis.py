@@ -147,7 +147,7 @@ def _environment(basis: Any, atoms: Atoms) -> Any:
 
 
 def _energies_and_forces(basis: Any, environments: Iterable[Any]) -> list[Array]:
-    """(1 + 3 n,) of each environment: eV, eV/Å. The recursive evaluator is some four times as fast as that of the B-basis."""
+    """(1 + 3 n,) of each environment: eV, eV/Å. By the recursive evaluator, the fastest."""
     from pyace.calculator import ACECalculator
     from pyace.evaluator import ACERecursiveEvaluator
 
