@@ -28,7 +28,7 @@ TRAIN ?= ../shared/data/si-zuo2020/train.extxyz
 TEST ?= ../shared/data/si-zuo2020/test.extxyz
 ARGS ?= mlip-pace ace-jax pacemaker workers rows growth
 bench: .venv/dev .venv/ace-jax
-	$(BIN)/python benchmarks/bench.py $(TRAIN) $(TEST) --ace-jax .venv/ace-jax/bin/aj $(ARGS)
+	$(BIN)/python benchmarks/bench.py --ace-jax .venv/ace-jax/bin/aj $(TRAIN) $(TEST) $(ARGS)
 
 .venv/ace-jax:
 	$(PYTHON) -m venv $@

@@ -1,13 +1,12 @@
 """Ourselves beside plain pacemaker and ace-jax, on the same data and cores, in one run: `make bench`.
 
-    .venv/bin/python benchmarks/bench.py TRAIN TEST [--minutes 10] [--functions 300] [--ace-jax PATH_TO/aj] [parts ...]
+    .venv/bin/python benchmarks/bench.py [--minutes 10] [--functions 300] [--ace-jax PATH_TO/aj] TRAIN TEST [parts ...]
 
 Parts: `mlip-pace` (the linear solve, and the default settings stopped after 60 s and 300 s), `pacemaker` (its own template, the
 same cutoff and number of functions, from zero, stopped after `--minutes`), `ace-jax` (`aj fit`, and ourselves with as many
-functions), `workers` (the least squares alone, by one and by two processes), `rows`
-(the design rows by pyace and by us), `growth` (the linear solve on 1, 4 and 16 times
-the data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in meV/atom and eV/Å, of the files as a user gets them;
-seconds are those of whole processes; memory is the largest process.
+functions), `workers` (the least squares alone, by one and by two processes), `rows` (the design rows by pyace and by us),
+`growth` (the linear solve on 1, 4 and 16 times the data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in meV/atom and
+eV/Å, of the files as a user gets them; seconds are those of whole processes; memory is the largest process.
 Results are written after every part, as JSON and Markdown, into benchmarks/results/.
 """
 
@@ -146,7 +145,7 @@ def labelled(train, functions):
 
 @threadpool_limits.wrap(limits=1)
 def rows(train, functions):
-    """Milliseconds an atom of the design rows by pyace and by us, of every tenth structure, three times in turn: the fastest."""
+    """Milliseconds an atom of design rows by pyace and by us, of every tenth structure, three times in turn: the fastest."""
     from pyace.atomicenvironment import aseatoms_to_atomicenvironment
     from pyace.basis import ACEBBasisSet
     from pyace.calculator import ACECalculator
