@@ -67,7 +67,8 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         runner = pacemaker.PacemakerRunner(Path(scratch), section, settings.training, override=override)
         batch = runner.batch_size(target)
-        first = settings.output.path / "work" / "4-train" / "start.yaml" if runner.starts_linear() else None
+        stage = settings.output.path / "work" / "4-train"
+        first = stage / pacemaker.LEAST_SQUARES / "iteration-0.yaml" if runner.starts_linear() else None
         text = runner.render(target, len(train) < len(frames), start=first)
     own = runner.starts_linear() and runner.refines()
     seconds = estimate.seconds(
@@ -78,9 +79,12 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
         f"about {seconds['linear_start']:.0f} s for the linear start, {seconds['training']:.0f} s for all iterations; they end "
         f"when they gain no more ({job.threads(settings)} threads; to a factor of two or so)"
     )
-    journal.say(f"about {memory['needed'] / 2**30:.1f} GB of {memory['available'] / 2**30:.1f} GB of memory for pacemaker")
-    if memory["needed"] > memory["available"]:
-        journal.warn("that is more than there is: lower MLIP_PACE_TRAINING_BATCH_SIZE or MLIP_PACE_BASIS_FUNCTIONS")
+    if own:
+        journal.say("the refinement is ours (variable projection); with MLIP_PACE_TRAINING_OPTIMIZER=BFGS pacemaker would get")
+    else:
+        journal.say(f"about {memory['needed'] / 2**30:.1f} GB of {memory['available'] / 2**30:.1f} GB of memory for pacemaker")
+        if memory["needed"] > memory["available"]:
+            journal.warn("that is more than there is: lower MLIP_PACE_TRAINING_BATCH_SIZE or MLIP_PACE_BASIS_FUNCTIONS")
     journal.say("pacemaker's input.yaml:\n" + text)
     return {
         **{key: collected[key] for key in ("read", "used", "train", "test", "atoms", "elements", "e0", "e0_source", "keys")},

@@ -18,9 +18,9 @@ from mlip_pace.expansion import ATOMS_IN_BATCH
 from mlip_pace.pacemaker import BYTES_PER_ATOM, TRAINER_BYTES
 
 CALIBRATION = 0.5  # s
-# In times of the rows of the same atoms on as many threads; silicon set, 2 busy cores, `MLIP_PACE_SELECTION_METHOD=none`: the
-# linear start 1.9 and 2.5 (100, 300 functions), an iteration of radial.py 3.3 and 3.3, one of pacemaker 0.7 to 1.4.
-LINEAR_START, REFINEMENT, ITERATION = 2.0, 3.3, 1.0
+# In times of the rows of the same atoms on as many threads; silicon set, 500 functions, 2 cores: the linear start 1.4, an
+# iteration of radial.py 2.9 to 3.8; one of pacemaker (300 functions) 2 to 4.
+LINEAR_START, REFINEMENT, ITERATION = 1.5, 3.5, 2.5
 TENSORFLOW = 40.0  # s; to start it and build its graph
 
 
