@@ -5,8 +5,9 @@
 Parts: `mlip-pace` (the linear solve, and the default settings stopped after 60 s and 300 s), `pacemaker` (its own template, the
 same cutoff and number of functions, from zero, stopped after `--minutes`), `ace-jax` (`aj fit`, and ourselves with as many
 functions), `workers` (the least squares alone, by one and by two processes), `rows` (the design rows by pyace and by us),
-`growth` (the linear solve on 1, 4 and 16 times the data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in meV/atom and
-eV/Å, of the files as a user gets them; seconds are those of whole processes; memory is the largest process.
+`predict` (all structures, by `mlip-pace predict` and by pacemaker), `growth` (the linear solve on 1, 4 and 16 times the data,
+displaced by noise of 0.01 Å). Errors are MAE on TEST, in meV/atom and eV/Å, of the files as a user gets them; seconds are those
+of whole processes; memory is the largest process.
 Results are written after every part, as JSON and Markdown, into benchmarks/results/.
 """
 
@@ -75,8 +76,8 @@ def ours(train, test, **settings):
     }  # fmt: skip
 
 
-def pacemaker(train, test, functions, minutes):
-    """Plain pacemaker, with the errors of its interim potential every 20 s."""
+def pacemaker_input(folder, train, test, functions):
+    """Plain pacemaker's data and its template's input.yaml in a folder; the frame of the test set."""
     import pyace
 
     template = (Path(pyace.__file__).parent / "data" / "input_template.yaml").read_text()
@@ -85,29 +86,51 @@ def pacemaker(train, test, functions, minutes):
     frames, about = dataset.assemble(*pieces, settings, None, CUTOFF, 42)
     frames["energy_corrected"], frames["forces"] = frames[dataset.ENERGY] - frames[dataset.ENERGY_ATOMS], frames[dataset.FORCES]
     is_test = frames[dataset.SPLIT] == dataset.TEST
+    for part, rows in (("train", frames[~is_test]), ("test", frames[is_test])):
+        dataset.save_frame(rows[[dataset.ATOMS, "energy_corrected", "forces", "name"]], folder / f"{part}.pckl.gzip")
+    text = Template(template).render(
+        ELEMENTS=about["elements"], RCUT=CUTOFF, DATAFILENAME="train.pckl.gzip", test_size="test_filename: test.pckl.gzip",
+        number_of_functions_per_element=f"number_of_functions_per_element: {functions}",
+    )  # fmt: skip
+    (folder / "input.yaml").write_text(text)
+    return frames[is_test]
+
+
+def pacemaker(train, test, functions, minutes):
+    """Plain pacemaker, with the errors of its interim potential every 20 s."""
     curve = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part, rows in (("train", frames[~is_test]), ("test", frames[is_test])):
-            dataset.save_frame(rows[[dataset.ATOMS, "energy_corrected", "forces", "name"]], folder / f"{part}.pckl.gzip")
-        text = Template(template).render(
-            ELEMENTS=about["elements"], RCUT=CUTOFF, DATAFILENAME="train.pckl.gzip", test_size="test_filename: test.pckl.gzip",
-            number_of_functions_per_element=f"number_of_functions_per_element: {functions}",
-        )  # fmt: skip
-        (folder / "input.yaml").write_text(text)
+        frame = pacemaker_input(folder, train, test, functions)
 
         def watch(seconds):
             interim = folder / "interim_potential_0.yaml"
             if interim.exists() and seconds - (curve[-1]["seconds"] if curve else 0) > 20:
                 shutil.copyfile(interim, folder / "copy.yaml")
                 try:  # pacemaker rewrites the file in place: half of it is no potential
-                    energy, forces = errors_of(folder / "copy.yaml", frames[is_test])
+                    energy, forces = errors_of(folder / "copy.yaml", frame)
                 except (RuntimeError, ValueError):
                     return
                 curve.append({"seconds": round(seconds, 1), "energy": energy, "forces": forces})
 
         measured = run([BIN / "pacemaker", "input.yaml", "--no-predict"], folder=folder, limit=60 * minutes, watch=watch)
     return {**measured, "curve": curve, "command": f"pacemaker input.yaml ({functions} functions, stopped after {minutes} min)"}
+
+
+def predict(train, test, functions):
+    """All structures with the same potential, by `mlip-pace predict` (with grades) and by `pacemaker --no-fit`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = {"BASIS_FUNCTIONS": functions, "TRAINING_MAX_EPOCHS": 0, "DATA_PATH": train, "OUTPUT_PATH": f"{folder}/out"}
+        run([BIN / "mlip-pace"], {f"MLIP_PACE_{key}": str(value) for key, value in settings.items()})
+        pacemaker_input(folder, train, test, functions)
+        ours = [BIN / "mlip-pace", "predict", "out/potential.json", train, "predicted.xyz"]
+        theirs = [BIN / "pacemaker", "input.yaml", "--no-fit", "--potential", "out/work/4-train/potential.yaml"]
+        return {
+            "mlip-pace predict TRAIN": run(ours, folder=folder),
+            "pacemaker input.yaml --no-fit (TRAIN and TEST)": run(theirs, folder=folder),
+            "written": sorted(path.name for path in folder.glob("*pred*")),
+        }
 
 
 def errors_of(potential, frame):
@@ -243,6 +266,9 @@ def save(results):
             "",
             f"Least squares, s: one process {found['one']}, two {found['two']}; ratio of the fastest {found['ratio']}.",
         ]
+    for name, found in results.get("predict", {}).items():
+        if "seconds" in found:
+            lines += ["", f"`{name}`: {found['seconds']} s."]
     if "rows" in results:
         found = ", ".join(f"{name} {value}" for name, value in results["rows"].items())
         lines += ["", f"Design rows, ms/atom, one process: {found}."]
@@ -253,7 +279,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train")
     parser.add_argument("test")
-    parser.add_argument("parts", nargs="*", default=["mlip-pace", "pacemaker", "workers", "rows", "growth"])
+    parser.add_argument("parts", nargs="*", default=["mlip-pace", "pacemaker", "workers", "rows", "predict", "growth"])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--functions", type=int, default=300)
     parser.add_argument("--ace-jax", type=Path)
@@ -281,6 +307,9 @@ def main():
         save(results)
     if "rows" in given.parts:
         results["rows"] = rows(train, given.functions)
+        save(results)
+    if "predict" in given.parts:
+        results["predict"] = predict(train, test, given.functions)
         save(results)
     if "growth" in given.parts:
         results["growth"] = growth(train, test, given.functions)

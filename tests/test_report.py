@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from ase import Atoms
 from ase.io import read
-from conftest import EXAMPLES
+from conftest import EXAMPLES, beside, mlip_pace
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -309,6 +309,25 @@ def test_nothing_is_cut_overlapping_or_blank(browser, trained, tmp_path, width, 
         grey = np.asarray(image.convert("L"), dtype=float)
     assert grey.std() > 10
     assert (grey.mean() > 128) == (scheme == "light")
+
+
+@pytest.fixture(scope="module")
+def silicon(tmp_path_factory):
+    """The output folder of a job on 14,758 atoms, with radial functions refined once."""
+    output, data = tmp_path_factory.mktemp("silicon") / "out", beside("si-zuo2020")
+    settings = {"DATA_TEST_PATH": data / "test.extxyz", "TRAINING_OPTIMIZER": "auto", "TRAINING_MAX_EPOCHS": 1}
+    code, events, _ = mlip_pace(output, data / "train.extxyz", BASIS_FUNCTIONS=60, **settings)
+    assert code == 0, events
+    return output
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_of_the_silicon_set(browser, silicon, width):
+    show(browser, silicon / "report.html", width)
+    assert browser.get_log("browser") == []
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.execute_script(COLLISIONS) == []
+    assert (silicon / "report.html").stat().st_size < 1_000_000
 
 
 def test_pointing_at_an_outlier_names_it(browser, trained, predicted):
