@@ -26,7 +26,7 @@ lint: .venv/dev
 # ace-jax comes into an environment of its own.
 TRAIN ?= ../shared/data/si-zuo2020/train.extxyz
 TEST ?= ../shared/data/si-zuo2020/test.extxyz
-ARGS ?= mlip-pace ace-jax pacemaker workers rows predict growth
+ARGS ?= mlip-pace ace-jax pacemaker workers rows predict collect growth
 bench: .venv/dev .venv/ace-jax
 	$(BIN)/python benchmarks/bench.py --ace-jax .venv/ace-jax/bin/aj $(TRAIN) $(TEST) $(ARGS)
 

@@ -5,9 +5,9 @@
 Parts: `mlip-pace` (the linear solve, and the default settings stopped after 60 s and 300 s), `pacemaker` (its own template, the
 same cutoff and number of functions, from zero, stopped after `--minutes`), `ace-jax` (`aj fit`, and ourselves with as many
 functions), `workers` (the least squares alone, by one and by two processes), `rows` (the design rows by pyace and by us),
-`predict` (all structures, by `mlip-pace predict` and by pacemaker), `growth` (the linear solve on 1, 4 and 16 times the data,
-displaced by noise of 0.01 Å). Errors are MAE on TEST, in meV/atom and eV/Å, of the files as a user gets them; seconds are those
-of whole processes; memory is the largest process.
+`predict` (all structures, by `mlip-pace predict` and by pacemaker), `collect` (a VASP tree, by `pace_collect` and by us),
+`growth` (the linear solve on 1, 4 and 16 times the data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in meV/atom and
+eV/Å, of the files as a user gets them; seconds are those of whole processes; memory is the largest process.
 Results are written after every part, as JSON and Markdown, into benchmarks/results/.
 """
 
@@ -129,8 +129,22 @@ def predict(train, test, functions):
         return {
             "mlip-pace predict TRAIN": run(ours, folder=folder),
             "pacemaker input.yaml --no-fit (TRAIN and TEST)": run(theirs, folder=folder),
-            "written": sorted(path.name for path in folder.glob("*pred*")),
         }
+
+
+def collect(train):
+    """A VASP tree (the one beside the silicon set, seven times over) by `pace_collect` and by our stage in two processes."""
+    tree = Path(train).parent.parent / "vasp-si-rss"
+    with tempfile.TemporaryDirectory() as name:
+        for copy in range(7):
+            shutil.copytree(tree, Path(name) / f"{tree.name}-{copy}")
+        begin = time.monotonic()
+        files = find_files(name)
+        settings = DataSettings.model_construct(test_fraction=0.0, max_rejected=1.0)
+        _, about = dataset.assemble(dataset.structures_of(files), None, settings, None, CUTOFF, 42, workers=2)
+        ours = {"seconds": round(time.monotonic() - begin, 2), "structures": about["read"]}
+        theirs = run([BIN / "pace_collect", "-wd", name], folder=name)
+    return {"ours": ours, "pace_collect": theirs}
 
 
 def errors_of(potential, frame):
@@ -266,9 +280,9 @@ def save(results):
             "",
             f"Least squares, s: one process {found['one']}, two {found['two']}; ratio of the fastest {found['ratio']}.",
         ]
-    for name, found in results.get("predict", {}).items():
-        if "seconds" in found:
-            lines += ["", f"`{name}`: {found['seconds']} s."]
+    for part in ("predict", "collect"):
+        seconds = ", ".join(f"{name} {found['seconds']}" for name, found in results.get(part, {}).items())
+        lines += ["", f"{part}, s: {seconds}."] if seconds else []
     if "rows" in results:
         found = ", ".join(f"{name} {value}" for name, value in results["rows"].items())
         lines += ["", f"Design rows, ms/atom, one process: {found}."]
@@ -279,7 +293,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train")
     parser.add_argument("test")
-    parser.add_argument("parts", nargs="*", default=["mlip-pace", "pacemaker", "workers", "rows", "predict", "growth"])
+    parser.add_argument(
+        "parts", nargs="*", default=["mlip-pace", "pacemaker", "workers", "rows", "predict", "collect", "growth"]
+    )
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--functions", type=int, default=300)
     parser.add_argument("--ace-jax", type=Path)
@@ -310,6 +326,9 @@ def main():
         save(results)
     if "predict" in given.parts:
         results["predict"] = predict(train, test, given.functions)
+        save(results)
+    if "collect" in given.parts:
+        results["collect"] = collect(train)
         save(results)
     if "growth" in given.parts:
         results["growth"] = growth(train, test, given.functions)
