@@ -401,3 +401,14 @@ def test_by_default_the_radial_functions_are_refined_by_variable_projection(tmp_
     # The core (core.py) is set after the fit, below all distances of the training data.
     assert table[-1]["mae_epa"] == pytest.approx(metadata["errors"]["test"]["energy_mae"], rel=0.02)
     assert table[-1]["mae_f_comp"] == pytest.approx(metadata["errors"]["test"]["forces_mae"], rel=0.02)
+
+
+def test_the_same_inputs_give_the_same_potential_byte_for_byte(tmp_path):
+    """With one thread and with two: sums do not depend on the number of workers."""
+    for threads in (1, 2):
+        code, events, _ = mlip_pace(
+            tmp_path / str(threads), TRAINING_OPTIMIZER="auto", TRAINING_MAX_EPOCHS=2, RUN_THREADS=threads
+        )
+        assert code == 0, events
+    one, two = ((tmp_path / str(threads) / "potential.yace").read_bytes() for threads in (1, 2))
+    assert one == two
