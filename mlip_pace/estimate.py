@@ -1,7 +1,7 @@
 """How long a job will take and how much memory, before it starts: from a second of the real computation on some of the data.
 
-Rows of the linear start are timed here. TensorFlow is not started: what follows is put at so many times the
-rows of the same atoms. Good to a factor of two or so.
+Rows of the linear start are timed here. TensorFlow is not started: what follows is put at so many times the rows of the same
+atoms. Good to a factor of two or so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlip_pace.pacemaker import BYTES_PER_ATOM, TRAINER_BYTES
 
 CALIBRATION = 0.5  # s
 # In times of the rows of the same atoms on as many threads; silicon set, 500 functions, 2 cores: the linear start 1.4, an
-# iteration of radial.py 2.9 to 3.8; one of pacemaker (300 functions) 2 to 4.
+# iteration of radial.py 2.9 to 3.8; one of pacemaker 0.7 to 1.4 times pyace's rows, which take twice as long (300 functions).
 LINEAR_START, REFINEMENT, ITERATION = 1.5, 3.5, 2.5
 TENSORFLOW = 40.0  # s; to start it and build its graph
 

@@ -191,6 +191,8 @@ class Expansion:
         by_x: Array, by_xx: Array,
     ) -> None:  # fmt: skip
         """What a centre (the `n`th of those with these surroundings) brings, its energy E having ∂E/∂x and ∂²E/∂x∂x."""
+        blocks = [by_xx[s * self.width : (s + 1) * self.width] for s in range(len(surroundings))]
+        moved = [_product(seen.moves[seen.links(n)], block) for seen, block in zip(surroundings, blocks, strict=True)]
         first = 0
         for pair in pairs:
             columns = slice(first, first := first + math.prod(self.shapes[pair]))
@@ -201,8 +203,7 @@ class Expansion:
             rows.energies[centre, columns] += self._by_radial(pair, other, by_x, sums)
             for s, seen in enumerate(surroundings):
                 links = seen.links(n)
-                moved = _product(seen.moves[links], by_xx[s * self.width : (s + 1) * self.width])
-                block = self._by_radial(pair, other, moved, sums)
+                block = self._by_radial(pair, other, moved[s], sums)
                 if s == other:
                     block += self._by_radial(pair, other, by_x, seen.gradients[links])
                 rows.add(centre, seen.atoms[links], columns, block)

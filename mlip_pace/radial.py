@@ -34,7 +34,7 @@ from mlip_pace.steps import write_whole
 ROWS_PER_COEFFICIENT = 24  # of the first sample; twice as many after a step that brought little or nothing
 COEFFICIENTS_AT_ONCE = 1000  # of C in one step; with many elements the pairs take turns
 TRUST = 0.06  # length of the first step, relative to that of C
-GAIN = 0.02  # relative gain of the loss, 1 % of the errors; two steps in a row below it are the last ones
+GAIN = 0.02  # relative gain of the loss, 1 % of the errors; when every group's last two steps are below it, it ends
 ITERATION = 2.5  # times the solve for c alone: another solve, and the Jacobian (1.7 times the rows of c alone)
 SHORTEST = TRUST / 10  # when steps of this length bring nothing, nothing is to be had
 
