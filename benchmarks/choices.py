@@ -78,7 +78,7 @@ def kappa(data):
 
 def choice(data):
     train, places, test = data.target[data.is_train], np.flatnonzero(data.is_train), np.flatnonzero(~data.is_train)
-    rows = basis.projections(data.potential, train[dataset.ATOMS])
+    rows = list(basis.expansion(data.potential).functions(train[dataset.ATOMS]))
     keys = [dataset.geometry_key(atoms) for atoms in train[dataset.ATOMS]]
     always, scale = selection.indispensable(train, 5.0), basis.smoothness(data.potential)
     show(f"all {len(train)}", *data.misfit(data.normal(places, 0.01), scale, test))

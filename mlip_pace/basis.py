@@ -114,11 +114,6 @@ def expansion(potential: dict[str, Any]) -> Expansion:
     return Expansion(ACEBBasisSet(build(potential)))
 
 
-def projections(potential: dict[str, Any], structures: Iterable[Atoms]) -> list[dict[str, Array]]:
-    """The basis functions of every atom: for each structure, by element, an array (atoms of it, functions)."""
-    return list(expansion(potential).functions(structures))
-
-
 def design_rows(potential: dict[str, Any], structures: Iterable[Atoms]) -> Iterator[Array]:
     """For each structure the rows (1 + 3 n, functions) of its energy and its forces, without weights.
 

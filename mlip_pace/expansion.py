@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations, combinations_with_replacement, pairwise, product
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from ase import Atoms
 from numpy.polynomial import Legendre
 from scipy.interpolate import CubicHermiteSpline
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array
 
 from mlip_pace.neighbours import neighbours
 
@@ -63,21 +64,10 @@ def harmonics(directions: Array, lmax: int) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class _Terms:
-    """The products of one order. A factor is along[0] x[variables[0]] + along[1] x[variables[1]]."""
+    """The products of one order."""
 
-    variables: Integers  # (terms, order, 2)
-    along: Complex  # (terms, order, 2)
+    factors: Integers  # (order, terms): numbers of A
     mixing: csr_array  # (functions, terms): C_ms
-
-    @property
-    def order(self) -> int:
-        return int(self.variables.shape[1])
-
-    def factors(self, x: Array) -> Complex:
-        """(order, terms, atoms) from x (variables, atoms)."""
-        parts = self.along[..., None] * x[self.variables]
-        factors: Complex = parts.sum(axis=2).transpose(1, 0, 2)
-        return factors
 
 
 @dataclass(frozen=True)
@@ -100,16 +90,20 @@ class _Bonds:
     neighbour: Integers
     distance: Array
     direction: Array  # (bonds, 3)
+    g: Array  # (bonds, k)
+    dg: Array
+    y: Array  # (bonds, lm)
+    dy: Array  # (bonds, 3, lm): the derivatives of y by the direction
 
 
 @dataclass(frozen=True)
 class _Surroundings:
-    """What some centres see of one element of neighbours: Σ_j g_k Y_lm and its derivatives by the places of atoms."""
+    """What some centres see of one element of neighbours: the variables and their derivatives by the places of atoms."""
 
-    sums: Array  # (centres, k, lm)
-    x: Array  # (centres, width): the variables made of them
-    gradients: Array  # (links, 3, k, lm); a link is a centre and an atom that it sees, be it in several cells
-    moves: Array  # (links, 3, width): of the variables
+    x: Array  # (centres, width)
+    moves: Array  # (links, 3, width); a link is a centre and an atom that it sees, be it in several cells
+    sums: Array  # (centres, k, lm): Σ_j g_k Y_lm, of which the variables are linear combinations
+    gradients: Array  # (links, 3, k, lm)
     atoms: Integers  # (links,)
     first: Integers  # (centres + 1,): where the links of a centre begin
 
@@ -137,6 +131,7 @@ class Expansion:
             self.radial[pair][:n, :l, :k] = given
             self.cutoffs[pair] = float(bond.rcut)
             self.splines[pair] = self._spline(basis.radial_functions, pair, bond.rcut)
+        self.parts, self.along = self._parts()
         functions = [[*one, *more] for one, more in zip(basis.basis_rank1, basis.basis, strict=True)]
         self.counts = [len(several) for several in functions]
         self.terms = [self._terms(several, len(one)) for several, one in zip(functions, basis.basis_rank1, strict=True)]
@@ -147,9 +142,9 @@ class Expansion:
         for joined in self._joined(structures):
             values = [np.empty((len(joined.species), count)) for count in self.counts]
             for element, centres in self._blocks(joined):
-                sums = [self._sums(joined, element, s, centres) for s in range(len(self.elements))]
-                x = [self._variables(element, s, of) for s, of in enumerate(sums)]
-                values[element][centres] = self._values(element, self._factors(element, x)).T
+                bonds = [self._bonds(joined, element, s, centres) for s in range(len(self.elements))]
+                x = [_summed(self._variables(element, s, of), of.centre, len(centres)) for s, of in enumerate(bonds)]
+                values[element][centres] = self._values(element, self._densities(x))
             for span in joined.spans:
                 species = joined.species[span]
                 yield {self.elements[s]: values[s][span][species == s] for s in np.unique(species)}
@@ -168,13 +163,13 @@ class Expansion:
             of_c = _Rows(len(joined.species), ends[-1])
             of_radial = _Rows(len(joined.species), sum(math.prod(self.shapes[pair]) for pair in pairs))
             for element, centres in self._blocks(joined):
-                surroundings = self._surroundings(joined, element, centres)
-                factors = self._factors(element, [seen.x for seen in surroundings])
-                of_c.energies[centres, columns[element]] = self._values(element, factors).T
-                slopes = _applied(self.slopes[element], _products(factors, but=1))
+                surroundings = self._surroundings(joined, element, centres, bool(pairs))
+                densities = self._densities([seen.x for seen in surroundings])
+                of_c.energies[centres, columns[element]] = self._values(element, densities)
+                slopes = _applied(self.slopes[element], self._products(element, densities, but=1))
                 bends: Iterable[Array] = [np.empty(0)] * len(centres)
                 if coefficients is not None:
-                    bends = _applied(curvatures[element], _products(factors, but=2))
+                    bends = _applied(curvatures[element], self._products(element, densities, but=2))
                 for n, (centre, slope, bend) in enumerate(zip(centres, slopes, bends, strict=True)):
                     by_x = slope.reshape(-1, self.counts[element])  # (variables, functions)
                     for s, seen in enumerate(surroundings):
@@ -244,44 +239,55 @@ class Expansion:
                 made[k] = made.get(k, 0.0) + coupling
         found = []
         for order, terms in sorted(orders.items()):
-            variables = np.zeros((len(terms), order, 2), dtype=np.int64)
-            along = np.zeros((len(terms), order, 2), dtype=np.complex128)
-            for t, term in enumerate(terms):
-                for p, (element, n, l, m) in enumerate(term):  # noqa: E741
-                    first = element * self.width + (n - 1 if l < 0 else self.nk + self.nr * l**2 + (n - 1) * (2 * l + 1))
-                    sign = -1 if m < 0 and m % 2 else 1
-                    variables[t, p] = first + max(0, 2 * abs(m) - 1), first + 2 * abs(m)
-                    along[t, p] = sign, sign * 1j * np.sign(m)
+            factors = np.array([[self._place(*factor) for factor in term] for term in terms]).T
             entries = [(k, t, value) for t, made in enumerate(terms.values()) for k, value in made.items()]
             rows, columns, values = zip(*entries, strict=True)
             mixing = csr_array((values, (rows, columns)), shape=(len(functions), len(terms)))
-            found.append(_Terms(variables, along, mixing))
+            found.append(_Terms(factors.reshape(order, len(terms)), mixing))
         return found
 
-    def _slopes(self, element: int) -> csr_array:
+    def _place(self, element: int, n: int, l: int, m: int) -> int:  # noqa: E741
+        """The number of A_nlm, or for l = -1 of Σ_j g_n: A_nlm and A_nl-m, m > 0, are where Re A_nlm and Im A_nlm are in x."""
+        if l < 0:
+            return element * self.width + n - 1
+        return element * self.width + self.nk + self.nr * l**2 + (n - 1) * (2 * l + 1) + max(0, 2 * abs(m) - (m > 0))
+
+    def _parts(self) -> tuple[Integers, Complex]:
+        """A = along[0] x[parts[0]] + along[1] x[parts[1]]: both (2, variables)."""
+        parts = np.tile(np.arange(len(self.elements) * self.width), (2, 1))
+        along = np.array([[1.0 + 0j], [0j]]).repeat(parts.shape[1], axis=1)
+        for element, n, l in product(range(len(self.elements)), range(1, self.nr + 1), range(self.lmax + 1)):  # noqa: E741
+            for m in range(1, l + 1):
+                plus, minus = self._place(element, n, l, m), self._place(element, n, l, -m)
+                parts[:, plus] = parts[:, minus] = plus, minus
+                along[:, plus] = 1, 1j
+                along[:, minus] = (-1) ** m, -1j * (-1) ** m
+        return parts, along
+
+    def _slopes(self, element: int) -> csc_array:
         """From the products without one factor to ∂B/∂x (variables functions,)."""
         entries, count = _Entries(), self.counts[element]
         for terms in self.terms[element]:
             mixing = terms.mixing.tocoo()
             k, t = mixing.coords
-            for p in range(terms.order):
-                for part in (0, 1):
-                    entries.add(terms.variables[t, p, part] * count + k, t, mixing.data * terms.along[t, p, part])
-                entries.next_products(len(terms.variables))
+            for factor in terms.factors:
+                for x, along in zip(self.parts[:, factor[t]], self.along[:, factor[t]], strict=True):
+                    entries.add(x * count + k, t, mixing.data * along)
+                entries.next_products(len(factor))
         return entries.matrix(len(self.elements) * self.width * count)
 
-    def _curvatures(self, element: int, c: Array) -> csr_array:
+    def _curvatures(self, element: int, c: Array) -> csc_array:
         """From the products without two factors to Σ c ∂²B/∂x∂x (variables variables,)."""
         entries, variables = _Entries(), len(self.elements) * self.width
         for terms in self.terms[element]:
-            weight, t = terms.mixing.T @ c, np.arange(len(terms.variables))
-            for p, q in combinations(range(terms.order), 2):
+            weight, t = terms.mixing.T @ c, np.arange(terms.factors.shape[1])
+            for one, other in combinations(terms.factors, 2):
                 for i, j in product((0, 1), repeat=2):
-                    one, other = terms.variables[:, p, i], terms.variables[:, q, j]
-                    along = weight * terms.along[:, p, i] * terms.along[:, q, j]
-                    entries.add(one * variables + other, t, along)
-                    entries.add(other * variables + one, t, along)
-                entries.next_products(len(terms.variables))
+                    x, y = self.parts[i, one], self.parts[j, other]
+                    along = weight * self.along[i, one] * self.along[j, other]
+                    entries.add(x * variables + y, t, along)
+                    entries.add(y * variables + x, t, along)
+                entries.next_products(len(t))
         return entries.matrix(variables**2)
 
     def _joined(self, structures: Iterable[Atoms]) -> Iterator[_Joined]:
@@ -316,51 +322,70 @@ class Expansion:
         chosen = np.isin(joined.centre, centres) & (joined.species[joined.neighbour] == other)
         chosen &= joined.distance < self.cutoffs[_pair(element, other)]
         centre = np.searchsorted(centres, joined.centre[chosen])
-        return _Bonds(centre, joined.neighbour[chosen], joined.distance[chosen], joined.direction[chosen])
+        distance, direction = joined.distance[chosen], joined.direction[chosen]
+        spline = self.splines[_pair(element, other)]
+        g, dg = spline(distance), spline(distance, 1)
+        return _Bonds(centre, joined.neighbour[chosen], distance, direction, g, dg, *harmonics(direction, self.lmax))
 
-    def _sums(self, joined: _Joined, element: int, other: int, centres: Integers) -> Array:
-        """Σ_j g_k Y_lm (centres, k, lm)."""
-        bonds = self._bonds(joined, element, other, centres)
-        g, (y, _) = self.splines[_pair(element, other)](bonds.distance), harmonics(bonds.direction, self.lmax)
-        return _summed(g[:, :, None] * y[:, None, :], bonds.centre, len(centres))
-
-    def _surroundings(self, joined: _Joined, element: int, centres: Integers) -> list[_Surroundings]:
-        """Of some centres of one element, for each element of neighbours."""
+    def _surroundings(
+        self, joined: _Joined, element: int, centres: Integers, of_radial: bool
+    ) -> list[_Surroundings]:  # fmt: skip
+        """Of some centres of one element, for each element of neighbours; g_k Y_lm only if it is asked for."""
         found = []
         for other in range(len(self.elements)):
             bonds = self._bonds(joined, element, other, centres)
-            spline = self.splines[_pair(element, other)]
-            (g, dg), (y, dy) = (spline(bonds.distance, d) for d in (0, 1)), harmonics(bonds.direction, self.lmax)
-            gradients = (dg[:, :, None] * y[:, None, :])[:, None] * bonds.direction[:, :, None, None]
-            gradients += (g / bonds.distance[:, None])[:, None, :, None] * dy[:, :, None, :]
             atoms = len(joined.species)
             links, link = np.unique(bonds.centre * atoms + bonds.neighbour, return_inverse=True)
-            gradients = _summed(gradients, link, len(links))
-            sums = _summed(g[:, :, None] * y[:, None, :], bonds.centre, len(centres))
-            x, moves = (self._variables(element, other, seen) for seen in (sums, gradients))
+            x = _summed(self._variables(element, other, bonds), bonds.centre, len(centres))
+            moves = _summed(self._moves(element, other, bonds), link, len(links))
+            sums, gradients = np.empty((len(centres), 0, 0)), np.empty((len(links), 3, 0, 0))
+            if of_radial:
+                sums = _summed(bonds.g[:, :, None] * bonds.y[:, None, :], bonds.centre, len(centres))
+                gradients = bonds.direction[:, :, None, None] * (bonds.dg[:, :, None] * bonds.y[:, None, :])[:, None]
+                gradients += (bonds.g / bonds.distance[:, None])[:, None, :, None] * bonds.dy[:, :, None, :]
+                gradients = _summed(gradients, link, len(links))
             first = np.searchsorted(links, np.arange(len(centres) + 1) * atoms)
-            found.append(_Surroundings(sums, x, gradients, moves, links % atoms, first))
+            found.append(_Surroundings(x, moves, sums, gradients, links % atoms, first))
         return found
 
-    def _variables(self, element: int, other: int, seen: Array) -> Array:
-        """x (..., width) of g_k Y_lm (..., k, lm)."""
-        radial = self.radial[_pair(element, other)]
-        parts = [seen[..., 0]]
+    def _variables(self, element: int, other: int, bonds: _Bonds) -> Array:
+        """What each bond adds to x: (bonds, width)."""
+        return self._spread(element, other, bonds.g, bonds.y)
+
+    def _moves(self, element: int, other: int, bonds: _Bonds) -> Array:
+        """The derivatives of `_variables` by the place of the neighbour: (bonds, 3, width)."""
+        moves = self._spread(element, other, bonds.dg, bonds.y)[:, None, :] * bonds.direction[:, :, None]
+        moves += self._spread(element, other, (bonds.g / bonds.distance[:, None])[:, None, :], bonds.dy)
+        return moves
+
+    def _spread(self, element: int, other: int, g: Array, y: Array) -> Array:
+        """g_k Y_00 and Σ_k C_nlk g_k Y_lm, in the order of the variables: (..., width) from g (..., k) and y (..., lm)."""
+        many, radial = y.shape[:-1], self.radial[_pair(element, other)]
+        parts = [g * y[..., :1]]
         for l in range(self.lmax + 1):  # noqa: E741
-            harmonic = seen[..., l**2 : (l + 1) ** 2].swapaxes(-1, -2)
-            made = _product(harmonic, radial[:, l].T).swapaxes(-1, -2)  # (..., n, m)
-            parts.append(made.reshape(*made.shape[:-2], self.nr * (2 * l + 1)))
+            made = (g @ radial[:, l].T)[..., None] * y[..., None, l**2 : (l + 1) ** 2]
+            parts.append(made.reshape(*many, self.nr * (2 * l + 1)))
         return np.concatenate(parts, axis=-1)
 
-    def _factors(self, element: int, x: list[Array]) -> list[Complex]:
-        return [terms.factors(np.concatenate(x, axis=1).T) for terms in self.terms[element]]
+    def _densities(self, x: list[Array]) -> Complex:
+        """A (centres, variables) from the variables by element of neighbours."""
+        together = np.concatenate(x, axis=1)
+        densities: Complex = self.along[0] * together[:, self.parts[0]] + self.along[1] * together[:, self.parts[1]]
+        return densities
 
-    def _values(self, element: int, factors: list[Complex]) -> Array:
-        """B (functions, centres)."""
-        values = np.zeros((self.counts[element], factors[0].shape[2]))
-        for terms, several in zip(self.terms[element], factors, strict=True):
-            values += terms.mixing @ several.prod(axis=0).real
+    def _values(self, element: int, densities: Complex) -> Array:
+        """B (centres, functions)."""
+        products = self._products(element, densities, but=0)
+        values: Array = sum(terms.mixing @ made.real.T for terms, made in zip(self.terms[element], products, strict=True)).T
         return values
+
+    def _products(self, element: int, densities: Complex, but: int) -> Iterator[Complex]:
+        """The products (centres, terms) of all factors of each order but none, one or two, in every way."""
+        for terms in self.terms[element]:
+            factors = [np.take(densities, factor, axis=1) for factor in terms.factors]
+            for left_out in combinations(range(len(factors)), but):
+                kept = [factor for n, factor in enumerate(factors) if n not in left_out]
+                yield reduce(np.multiply, kept) if kept else np.ones_like(factors[0])
 
 
 class _Entries:
@@ -382,10 +407,10 @@ class _Entries:
     def next_products(self, count: int) -> None:
         self.width += 2 * count
 
-    def matrix(self, height: int) -> csr_array:
+    def matrix(self, height: int) -> csc_array:
         rows, columns, data = (np.concatenate([*parts, []]) for parts in (self.rows, self.columns, self.data))
         entries = data != 0
-        return csr_array((data[entries], (rows[entries].astype(int), columns[entries].astype(int))), shape=(height, self.width))
+        return csc_array((data[entries], (rows[entries].astype(int), columns[entries].astype(int))), shape=(height, self.width))
 
 
 class _Rows:
@@ -422,14 +447,7 @@ def _product(several: Array, matrix: Array) -> Array:
     return (several.reshape(-1, len(matrix)) @ matrix).reshape(*several.shape[:-1], matrix.shape[1])
 
 
-def _products(factors: list[Complex], but: int) -> Iterator[Complex]:
-    """The products (terms, centres) of all factors (order, terms, centres) of each order but one or two, in every way."""
-    for several in factors:
-        for left_out in combinations(range(len(several)), but):
-            yield np.delete(several, left_out, axis=0).prod(axis=0)
-
-
-def _applied(matrix: csr_array, products: Iterator[Complex]) -> Iterator[Array]:
+def _applied(matrix: csc_array, products: Iterator[Complex]) -> Iterator[Array]:
     """A matrix of `_Entries` times the products, for one centre after the other."""
-    stacked = np.concatenate(list(products))
-    return (matrix @ parts for parts in np.ascontiguousarray(stacked.T).view(np.float64))
+    stacked = np.concatenate(list(products), axis=1)
+    return (matrix @ parts for parts in stacked.view(np.float64))

@@ -24,9 +24,10 @@ from ase import Atoms
 
 from mlip_pace import basis, process
 from mlip_pace.basis import Array
+from mlip_pace.expansion import Expansion
 
 # Atoms that a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.
-ATOMS_IN_CHUNK = 1000
+ATOMS_IN_CHUNK = 500
 LAMBDAS = 10.0 ** np.arange(-16, 2, 0.1)
 
 
@@ -79,10 +80,10 @@ def weighted(labelled: Labelled, rows: Array, target: Array, kappa: float) -> No
     return Normal(rows.T @ rows, rows.T @ target, float(target @ target), len(target))
 
 
-def accumulate(chunk: Sequence[Labelled], potential: dict[str, Any], kappa: float) -> Normal:
-    """The normal equations of some structures on the basis of a potential section."""
-    rows = basis.design_rows(potential, [labelled.atoms for labelled in chunk])
-    return reduce(add, (weighted(labelled, row, labelled.target, kappa) for labelled, row in zip(chunk, rows, strict=True)))
+def accumulate(chunk: Sequence[Labelled], expansion: Expansion, kappa: float) -> Normal:
+    """The normal equations of some structures."""
+    rows = expansion.rows(labelled.atoms for labelled in chunk)
+    return reduce(add, (weighted(labelled, row, labelled.target, kappa) for labelled, (row, _) in zip(chunk, rows, strict=True)))
 
 
 def solve(normal: Normal, scale: Array) -> Solution:
@@ -120,6 +121,6 @@ def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:
 
 def fit(structures: Sequence[Labelled], potential: dict[str, Any], kappa: float, workers: int = 1) -> Solution:
     """The least-squares solution on the basis of a potential section."""
-    function = partial(accumulate, potential=potential, kappa=kappa)
+    function = partial(accumulate, expansion=basis.expansion(potential), kappa=kappa)
     normal = reduce(add, process.parallel_map(function, chunks_of(structures), workers))
     return solve(normal, basis.smoothness(potential))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
@@ -165,15 +165,18 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """`map(function, items)` in worker processes that end with us; results in the order of the items."""
+    """`map(function, items)` in worker processes that end with us; results in the order of the items.
+
+    Function and items are there in the workers without being sent: these are forked from us.
+    """
     if workers <= 1 or len(items) <= 1:
         yield from map(function, items)
         return
     kills = limits.out_of_memory_kills()
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(workers, len(items)), context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(min(workers, len(items)), context, _start_worker, (function, items)) as pool:
         try:
-            for result in pool.map(function, items):
+            for result in pool.map(_work, range(len(items))):
                 raise_if_stopped()
                 yield result
         except BrokenProcessPool:
@@ -186,11 +189,21 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -
             raise
 
 
-def _start_worker() -> None:
+_task: tuple[Callable[[Any], Any], Sequence[Any]]  # of a worker
+
+
+def _start_worker(function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+    global _task
     _as_child()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # stopping is the parent's business
     threadpool_limits(1)
+    _task = function, items
+
+
+def _work(item: int) -> Any:
+    function, items = _task
+    return function(items[item])
 
 
 def tail(log: Path, lines: int = 25) -> str:

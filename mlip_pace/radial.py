@@ -27,7 +27,7 @@ import numpy as np
 
 from mlip_pace import basis, linear, process
 from mlip_pace.basis import Array
-from mlip_pace.expansion import Pair
+from mlip_pace.expansion import Expansion, Pair
 from mlip_pace.linear import Labelled, Normal, Solution
 from mlip_pace.steps import write_whole
 
@@ -114,7 +114,8 @@ def iterate(
     columns = np.r_[tuple(slices[pair] for pair in pairs)]
     size = state.rows * (len(columns) + len(state.solution.coefficients))
     sample = _sample(structures, size, np.random.default_rng((seed, number)))
-    function = partial(jacobian, potential=potential, pairs=pairs, coefficients=state.solution.coefficients, kappa=kappa)
+    expansion, coefficients = basis.expansion(potential), state.solution.coefficients
+    function = partial(jacobian, expansion=expansion, pairs=pairs, coefficients=coefficients, kappa=kappa)
     normal = reduce(add, process.parallel_map(function, linear.chunks_of(sample), workers))
     radial = basis.radial_coefficients(potential)
     length = state.trust * float(np.linalg.norm(radial[columns]))
@@ -135,10 +136,10 @@ def iterate(
 
 
 def jacobian(
-    chunk: Sequence[Labelled], potential: dict[str, Any], pairs: Sequence[Pair], coefficients: Array, kappa: float
+    chunk: Sequence[Labelled], expansion: Expansion, pairs: Sequence[Pair], coefficients: Array, kappa: float
 ) -> Normal:
     """The normal equations of a step in C of some pairs of elements and in c together, from c = `coefficients`."""
-    rows = basis.expansion(potential).rows([labelled.atoms for labelled in chunk], coefficients, pairs)
+    rows = expansion.rows((labelled.atoms for labelled in chunk), coefficients, pairs)
     parts = []
     for labelled, (of_c, of_radial) in zip(chunk, rows, strict=True):
         parts.append(linear.weighted(labelled, np.hstack([of_radial, of_c]), labelled.target - of_c @ coefficients, kappa))

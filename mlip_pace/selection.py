@@ -21,7 +21,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +220,8 @@ def _on_disk(folder: Path, structures: list[Atoms], potential: dict[str, Any], w
     spans: list[dict[str, slice]] = []
     ends: dict[str, int] = {}
     widths: dict[str, int] = {}
-    for projected in process.parallel_map(partial(basis.projections, potential), chunks, workers):
+    expansion = basis.expansion(potential)
+    for projected in process.parallel_map(lambda chunk: list(expansion.functions(chunk)), chunks, workers):
         for rows in projected:
             spans.append({})
             for symbol, block in rows.items():

@@ -52,7 +52,7 @@ def test_functions_and_rows_are_those_of_pyace(name):
     evaluator = ACEBEvaluator(pyace)
     calculator = ACECalculator(evaluator)
     rows = list(basis.design_rows(section, structures))
-    functions = basis.projections(section, structures)
+    functions = list(basis.expansion(section).functions(structures))
     counts = [len(one) + len(more) for one, more in zip(pyace.basis_rank1, pyace.basis, strict=True)]
     first = dict(zip(pyace.elements_name, np.cumsum([0, *counts[:-1]]), strict=True))
     for atoms, row, by_element in zip(structures, rows, functions, strict=True):
