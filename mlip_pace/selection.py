@@ -21,6 +21,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ GRADE = 0.1  # the energy of an atom left out is known to a third of the noise o
 PROBES = 2000  # directions for each element along which information is compared
 RIDGE = 1e-10  # of M_all, relative to its mean diagonal: keeps it invertible
 LEAST_WEIGHT = 0.01  # what is chosen counts, if little
+NEWS = 8  # atoms left out with a grade above GRADE that are kept in view
 CHUNK = 64  # structures that a worker projects at a time
 
 
@@ -73,28 +75,25 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
     total, norms = features.sum(axis=0), np.maximum(np.linalg.norm(features, axis=1), 1e-30)
     chosen = sorted({position[n] for n in always})[:limit]
     most = len(ordered) if limit is None else min(limit, len(ordered))
-    news = -1  # one left out with a grade above GRADE
-    while True:
-        weights = _weights(features[chosen], total)
-        information = _information([ordered[place] for place in chosen], weights, whitening)
-        if len(chosen) == most:
-            break
-        if limit is None:
-            metric = _metric(information, whitening)
-            others = set(range(len(ordered))) - set(chosen)
-            # Whether there is one is all that matters here, and the one that was is likely to be it still.
-            candidates = [news] * (news in others) + sorted(others)
-            news = next((place for place in candidates if _grade(ordered[place], metric) > GRADE), -1)
-            if news < 0:
+    news: list[_News] = []
+    while len(chosen) < most:
+        weights, taken = _weights(features[chosen], total), [ordered[place] for place in chosen]
+        if limit is None and not any(one.place not in chosen and one.grade(taken, weights) > GRADE for one in news):
+            metric = _metric(_information(taken, weights, whitening), whitening)
+            others = sorted(set(range(len(ordered))) - set(chosen))
+            news = list(islice((one for place in others if (one := _news(place, ordered[place], metric))), NEWS))
+            if not news:
                 break
         merit = features @ (total - weights @ features[chosen]) / norms
         merit[chosen] = -np.inf
         several = max(1, len(chosen) // (10 if limit is None else 20))  # few where there is little to choose from
         chosen += np.argsort(-merit, kind="stable")[: min(several, most - len(chosen))].tolist()
+    weights = _weights(features[chosen], total)
+    information = _information([ordered[place] for place in chosen], weights, whitening)
     metric = _metric(information, whitening)
     left = sorted(set(range(len(ordered))) - set(chosen))
     pairs = sorted((order[place], float(weight)) for place, weight in zip(chosen, weights, strict=True))
-    grades = {order[place]: _grade(ordered[place], metric) for place in left}
+    grades = {order[place]: float(max(map(np.max, _grades(ordered[place], metric).values()))) for place in left}
     log_det = sum(float(np.linalg.slogdet(matrix)[1]) for matrix in information.values())
     efficiency = float(np.exp(log_det / sum(len(matrix) for matrix in information.values())))
     return Choice([n for n, _ in pairs], [weight for _, weight in pairs], dict(sorted(grades.items())), efficiency)
@@ -166,9 +165,34 @@ def _metric(information: dict[str, Array], whitening: dict[str, Array]) -> dict[
     }
 
 
-def _grade(rows: Rows, metric: dict[str, Array]) -> float:
-    """The largest grade of the atoms of a structure."""
-    return max(float(((block @ metric[symbol].T) ** 2).sum(axis=1).max()) for symbol, block in rows.items())
+def _grades(rows: Rows, metric: dict[str, Array]) -> dict[str, Array]:
+    """The grades of the atoms of a structure, by element."""
+    return {symbol: ((block @ metric[symbol].T) ** 2).sum(axis=1) for symbol, block in rows.items()}
+
+
+@dataclass(frozen=True)
+class _News:
+    """An atom b of the structure at `place`, left out with a grade above GRADE when information was M, and v = M^-1 b."""
+
+    place: int
+    symbol: str
+    atom: Array
+    direction: Array
+
+    def grade(self, structures: Sequence[Rows], weights: Array) -> float:
+        """No more than its grade once M is that of these structures: (b v)^2 / v^T M v (Cauchy and Schwarz)."""
+        along = [rows[self.symbol] @ self.direction if self.symbol in rows else np.zeros(1) for rows in structures]
+        known = sum(weight * float(values @ values) for weight, values in zip(weights, along, strict=True))
+        return float(self.atom @ self.direction) ** 2 / max(known, 1e-300)
+
+
+def _news(place: int, rows: Rows, metric: dict[str, Array]) -> _News | None:
+    """The atom of the largest grade in a structure, if that is above GRADE."""
+    grades = _grades(rows, metric)
+    symbol = max(sorted(grades), key=lambda s: grades[s].max())
+    worst = int(grades[symbol].argmax())
+    atom = rows[symbol][worst].astype(np.float64)
+    return _News(place, symbol, atom, metric[symbol].T @ (metric[symbol] @ atom)) if grades[symbol][worst] > GRADE else None
 
 
 def indispensable(frame: pd.DataFrame, cutoff: float) -> list[int]:
@@ -221,12 +245,16 @@ def _on_disk(folder: Path, structures: list[Atoms], potential: dict[str, Any], w
     ends: dict[str, int] = {}
     widths: dict[str, int] = {}
     expansion = basis.expansion(potential)
-    for projected in process.parallel_map(lambda chunk: list(expansion.functions(chunk)), chunks, workers):
+
+    def functions(chunk: list[Atoms]) -> list[Rows]:
+        return [{symbol: block.astype(np.float32) for symbol, block in rows.items()} for rows in expansion.functions(chunk)]
+
+    for projected in process.parallel_map(functions, chunks, workers):
         for rows in projected:
             spans.append({})
             for symbol, block in rows.items():
                 with (folder / symbol).open("ab") as file:
-                    file.write(block.astype(np.float32).tobytes())
+                    file.write(block.tobytes())
                 first = ends.get(symbol, 0)
                 ends[symbol], widths[symbol] = first + len(block), block.shape[1]
                 spans[-1][symbol] = slice(first, ends[symbol])
