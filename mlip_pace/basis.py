@@ -209,23 +209,26 @@ def cutoff_of(potential: dict[str, Any]) -> float:
     return float(ACEBBasisSet(build(potential)).cutoffmax)
 
 
-def pair_energies(potential: Path, first: str, second: str, distances: Array) -> Array:
-    """Energies (eV) of two atoms alone at the distances (Å), relative to infinitely far apart, by a `.yaml` or `.yace` file."""
+def pair_energies(potential: Any, first: str, second: str, distances: Array) -> Array:
+    """Energies (eV) of two atoms alone at the distances (Å), relative to infinitely far apart.
+
+    `potential` is a `.yaml` or `.yace` file, or a `BBasisConfiguration`.
+    """
     calculator = calculator_of(potential)
-    cutoff = calculator.cutoff
-    far, *energies = (_energy(calculator, Atoms([first, second], [(0, 0, 0), (0, 0, r)])) for r in (2 * cutoff, *distances))
-    return np.array(energies) - far
+    apart = 2 * calculator.cutoff
+    # All dimers at once, side by side.
+    places = [(apart * n, 0, z) for n, r in enumerate((apart, *distances)) for z in (0, r)]
+    calculator.calculate(Atoms([first, second] * (1 + len(distances)), places))
+    far, *energies = calculator.results["energies"].reshape(-1, 2).sum(axis=1)
+    relative: Array = np.array(energies) - far
+    return relative
 
 
-def _energy(calculator: Any, atoms: Atoms) -> float:
-    atoms.calc = calculator
-    return float(atoms.get_potential_energy())
-
-
-def calculator_of(potential: Path) -> Any:
-    """ASE calculator of ACE alone (E0 of a `.yace` included)."""
+def calculator_of(potential: Any) -> Any:
+    """ASE calculator of ACE alone (E0 of a `.yace` included), of a `.yaml` or `.yace` file or a `BBasisConfiguration`."""
     from pyace import PyACECalculator
 
-    calculator = PyACECalculator(str(potential), recursive_evaluator=True, recursive=True)  # of a .yace: the fastest
+    given = str(potential) if isinstance(potential, Path) else potential
+    calculator = PyACECalculator(given, recursive_evaluator=True, recursive=True)  # of a .yace: the fastest
     calculator.compute_projections = False
     return calculator

@@ -9,6 +9,8 @@ weak as possible. Distances in Å, energies in eV.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -44,30 +46,40 @@ def settle(potential: Path, reference: Reference, shortest: dict[str, float]) ->
 
     Returns, by pair: r_in, delta_in (Å), core (P in eV Å, 0 for none) and whether the dimer curve of ACE + reference rises.
     """
-    settled = {}
+    from pyace.basis import BBasisConfiguration
+
+    settled, configuration = {}, BBasisConfiguration(str(potential))
     for pair, nearest in shortest.items():
         first, second = pair.split("-")
-        r_in = _inner_radius(potential, first, second) or nearest
+        r_in = _inner_radius(configuration, first, second) or nearest
         r = distances_below(r_in)
-        rest = reference.pair(first, second, r)[0]
-        options = []
-        for fade in FADES:
-            if r_in - fade < CLOSEST:
-                break
-            _write(potential, first, second, r_in, fade, 0.0)
-            plain = basis.pair_energies(potential, first, second, r) + rest
-            if rises(plain):
-                options = [(0.0, fade)]
-                break
-            _write(potential, first, second, r_in, fade, 1.0)
-            unit = basis.pair_energies(potential, first, second, r) + rest - plain
-            options.append((_weakest(plain, unit), fade))
-        strength, fade = min(options, default=(np.inf, FADES[0]))
-        strength = strength if strength <= STRONGEST else 0.0
-        _write(potential, first, second, r_in, fade, strength)
-        curve = basis.pair_energies(potential, first, second, r) + rest
-        settled[pair] = {"r_in": r_in, "delta_in": fade, "core": strength, "rises": rises(curve)}
+        curve = partial(_curve, configuration, reference, (first, second), r_in, r)
+        fade, strength = _fade_and_core(curve, [fade for fade in FADES if r_in - fade >= CLOSEST])
+        settled[pair] = {"r_in": r_in, "delta_in": fade, "core": strength, "rises": rises(curve(fade, strength))}
+    part = potential.with_name(f".{potential.stem}.part.yaml")
+    configuration.save(str(part))
+    part.replace(potential)
     return settled
+
+
+def _curve(
+    configuration: Any, reference: Reference, pair: tuple[str, str], r_in: float, r: basis.Array, fade: float, strength: float
+) -> basis.Array:  # fmt: skip
+    """Energies of ACE + reference at the distances r, with this fade and core."""
+    _set(configuration, *pair, r_in, fade, strength)
+    return basis.pair_energies(configuration, *pair, r) + reference.pair(*pair, r)[0]
+
+
+def _fade_and_core(curve: Callable[[float, float], basis.Array], fades: Sequence[float]) -> tuple[float, float]:
+    """The first fade with which the curve rises, without a core; or else fade and strength of the weakest core that does it."""
+    plain: dict[float, basis.Array] = {}
+    for fade in fades:
+        plain[fade] = curve(fade, 0.0)
+        if rises(plain[fade]):
+            return fade, 0.0
+    cores = [(_weakest(energies, curve(fade, 1.0) - energies), fade) for fade, energies in plain.items()]
+    strength, fade = min(cores, default=(np.inf, FADES[0]))
+    return fade, strength if strength <= STRONGEST else 0.0
 
 
 def _weakest(plain: basis.Array, unit: basis.Array) -> float:
@@ -84,21 +96,13 @@ def _blocks(configuration: Any, first: str, second: str) -> list[Any]:
     return [b for b in configuration.funcspecs_blocks if sorted(b.block_name.split()) == sorted({first, second})]
 
 
-def _inner_radius(potential: Path, first: str, second: str) -> float:
-    from pyace.basis import BBasisConfiguration
-
-    return max((block.r_in for block in _blocks(BBasisConfiguration(str(potential)), first, second)), default=0.0)
+def _inner_radius(configuration: Any, first: str, second: str) -> float:
+    return max((block.r_in for block in _blocks(configuration, first, second)), default=0.0)
 
 
-def _write(potential: Path, first: str, second: str, r_in: float, fade: float, strength: float) -> None:
-    from pyace.basis import BBasisConfiguration
-
-    configuration = BBasisConfiguration(str(potential))
+def _set(configuration: Any, first: str, second: str, r_in: float, fade: float, strength: float) -> None:
     for block in _blocks(configuration, first, second):
         block.r_in = r_in
         block.delta_in = fade
         block.core_rep_parameters = [strength, 1.0]
         block.inner_cutoff_type = "distance"
-    part = potential.with_name(f".{potential.stem}.part.yaml")
-    configuration.save(str(part))
-    part.replace(potential)

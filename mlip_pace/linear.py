@@ -82,8 +82,8 @@ def weighted(labelled: Labelled, rows: Array, target: Array, kappa: float) -> No
 
 def accumulate(chunk: Sequence[Labelled], expansion: Expansion, kappa: float) -> Normal:
     """The normal equations of some structures."""
-    rows = expansion.rows(labelled.atoms for labelled in chunk)
-    return reduce(add, (weighted(labelled, row, labelled.target, kappa) for labelled, (row, _) in zip(chunk, rows, strict=True)))
+    rows = (of_c for of_c, _ in expansion.rows(labelled.atoms for labelled in chunk))
+    return reduce(add, (weighted(labelled, row, labelled.target, kappa) for labelled, row in zip(chunk, rows, strict=True)))
 
 
 def solve(normal: Normal, scale: Array) -> Solution:

@@ -183,7 +183,7 @@ class _News:
         """No more than its grade once M is that of these structures: (b v)^2 / v^T M v (Cauchy and Schwarz)."""
         along = [rows[self.symbol] @ self.direction if self.symbol in rows else np.zeros(1) for rows in structures]
         known = sum(weight * float(values @ values) for weight, values in zip(weights, along, strict=True))
-        return float(self.atom @ self.direction) ** 2 / max(known, 1e-300)
+        return float((self.atom @ self.direction) ** 2 / max(known, 1e-300))
 
 
 def _news(place: int, rows: Rows, metric: dict[str, Array]) -> _News | None:
