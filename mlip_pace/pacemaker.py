@@ -22,7 +22,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from mlip_pace import core, limits, linear, process, radial
+from mlip_pace import activeset, core, limits, linear, process, radial
 from mlip_pace.checkpoint import latest
 from mlip_pace.dataset import ATOMS, NAME, SOURCE, SPLIT, TEST, WEIGHT, save_frame
 from mlip_pace.errors import DivergedError, JobError, OutOfMemoryError, SettingsError, TimeLimitError, ToolError
@@ -290,18 +290,6 @@ class PacemakerRunner:
         too_large = [int(record["batch_size"]) for record in self.records() if record.get("out_of_memory")]
         return min([size, *(max(1, n // 2) for n in too_large)])
 
-    def select_active_set(self, potential: Path, train: pd.DataFrame) -> Path:
-        """Write the active set of a fitted B-basis file beside it (`pace_activeset`) and return its path (`.asi`).
-
-        Raises `ToolError` if that fails, for instance on too few atoms.
-        """
-        memory = limits.memory() // 4 // 2**20  # pace_activeset really uses about twice what it plans with
-        data = self.folder / "activeset.pckl.gzip"
-        self._write_data(data, train)
-        command = [process.program("pace_activeset"), potential.name, "-d", str(data.resolve()), "-a", "-m", f"{memory}MB"]
-        process.run(command, potential.parent, self.folder / "activeset.log", self.environment)
-        return potential.with_suffix(".asi")
-
     def _write_data(self, path: Path, frame: pd.DataFrame) -> None:
         """Only the columns that pacemaker is to see: with an `energy` column it might undo the subtraction."""
         data = frame[[ATOMS, "energy_corrected", "forces", NAME]].reset_index(drop=True)
@@ -384,9 +372,10 @@ def fit(
         if not values["rises"]
     ]
     try:
-        runner.select_active_set(trained.potential, train)
-    except ToolError as error:
-        warnings.append(f"no active set (potential.asi), the data are too few or singular for it: {error.message}")
+        section = {"filename": str(trained.potential)}
+        activeset.write(trained.potential.with_suffix(".asi"), list(train[ATOMS]), section, threads)
+    except ValueError as error:
+        warnings.append(f"no active set (potential.asi), the data are too few or singular for it: {error}")
     return {
         "complete": trained.complete,
         "iterations": trained.iterations,

@@ -28,26 +28,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from ase import Atoms
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from mlip_pace import basis, process
+from mlip_pace import basis, projections
 from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, SPLIT, TRAIN, composition, geometry_key
+from mlip_pace.projections import Rows
 from mlip_pace.reference import shortest_distances
 from mlip_pace.settings import SelectionSettings
 from mlip_pace.steps import write_whole
 
 Array = npt.NDArray[np.float64]
-Rows = dict[str, npt.NDArray[np.float32]]  # by element: (atoms, functions)
 
 GRADE = 0.1  # the energy of an atom left out is known to a third of the noise of one training energy
 PROBES = 2000  # directions for each element along which information is compared
 RIDGE = 1e-10  # of M_all, relative to its mean diagonal: keeps it invertible
 LEAST_WEIGHT = 0.01  # what is chosen counts, if little
 NEWS = 8  # atoms left out with a grade above GRADE that are kept in view
-CHUNK = 64  # structures that a worker projects at a time
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,14 @@ class Choice:
 def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], limit: int | None) -> Choice:
     """Choose structures until `limit` are taken or every atom left out has a grade of at most `GRADE`.
 
-    `keys` identify structures whatever their order: the choice does not depend on it. `always` are taken first.
+    `keys` identify structures whatever their order: the choice does not depend on it. `always` are taken first. The rows
+    are whitened where they are: they may be more than memory holds.
     """
     order = sorted(range(len(structures)), key=keys.__getitem__)
     ordered = [structures[n] for n in order]
     position = {n: place for place, n in enumerate(order)}
-    whitening = _whitening(ordered)
-    features = _features(ordered, whitening)
+    sizes = _whiten(ordered)
+    features = _features(ordered, sizes)
     total, norms = features.sum(axis=0), np.maximum(np.linalg.norm(features, axis=1), 1e-30)
     chosen = sorted({position[n] for n in always})[:limit]
     most = len(ordered) if limit is None else min(limit, len(ordered))
@@ -79,7 +78,7 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
     while len(chosen) < most:
         weights, taken = _weights(features[chosen], total), [ordered[place] for place in chosen]
         if limit is None and not any(one.place not in chosen and one.grade(taken, weights) > GRADE for one in news):
-            metric = _metric(_information(taken, weights, whitening), whitening)
+            metric = _metric(_information(taken, weights, sizes))
             others = sorted(set(range(len(ordered))) - set(chosen))
             news = list(islice((one for place in others if (one := _news(place, ordered[place], metric))), NEWS))
             if not news:
@@ -89,8 +88,8 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
         several = max(1, len(chosen) // (10 if limit is None else 20))  # few where there is little to choose from
         chosen += np.argsort(-merit, kind="stable")[: min(several, most - len(chosen))].tolist()
     weights = _weights(features[chosen], total)
-    information = _information([ordered[place] for place in chosen], weights, whitening)
-    metric = _metric(information, whitening)
+    information = _information([ordered[place] for place in chosen], weights, sizes)
+    metric = _metric(information)
     left = sorted(set(range(len(ordered))) - set(chosen))
     pairs = sorted((order[place], float(weight)) for place, weight in zip(chosen, weights, strict=True))
     grades = {order[place]: float(max(map(np.max, _grades(ordered[place], metric).values()))) for place in left}
@@ -99,25 +98,27 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
     return Choice([n for n, _ in pairs], [weight for _, weight in pairs], dict(sorted(grades.items())), efficiency)
 
 
-def _whitening(structures: Sequence[Rows]) -> dict[str, Array]:
-    """For each element the matrix T (functions, functions) for which M of all atoms is the unit matrix in rows b T."""
+def _whiten(structures: Sequence[Rows]) -> dict[str, int]:
+    """Make M of all atoms the unit matrix, and return the number of functions by element."""
     information: dict[str, Array] = {}
     for rows in structures:
         for symbol, block in rows.items():
             information[symbol] = information.get(symbol, 0.0) + block.T.astype(np.float64) @ block
-    whitening = {}
-    for symbol, matrix in sorted(information.items()):
+    for symbol, matrix in information.items():
         scale = 1 / np.sqrt(np.where(matrix.diagonal() > 0, matrix.diagonal(), np.inf))
         scaled = matrix * scale[:, None] * scale + RIDGE * np.eye(len(matrix))
         inverse = solve_triangular(cholesky(scaled, lower=True), np.eye(len(matrix)), lower=True)
-        whitening[symbol] = scale[:, None] * inverse.T
-    return whitening
+        transformation = scale[:, None] * inverse.T
+        for rows in structures:
+            if symbol in rows:
+                rows[symbol][...] = rows[symbol] @ transformation
+    return {symbol: len(matrix) for symbol, matrix in sorted(information.items())}
 
 
-def _features(structures: Sequence[Rows], whitening: dict[str, Array]) -> npt.NDArray[np.float32]:
-    """Σ_atoms (b T v)^2 of each structure for PROBES random directions v an element: (structures, elements PROBES)."""
+def _features(structures: Sequence[Rows], sizes: dict[str, int]) -> npt.NDArray[np.float32]:
+    """Σ_atoms (b v)^2 of each structure for PROBES random directions v an element: (structures, elements PROBES)."""
     rng = np.random.default_rng(0)
-    directions = {symbol: matrix @ rng.normal(size=(len(matrix), PROBES)) for symbol, matrix in whitening.items()}
+    directions = {symbol: rng.normal(size=(size, PROBES)).astype(np.float32) for symbol, size in sizes.items()}
     features = np.zeros((len(structures), len(directions), PROBES), dtype=np.float32)
     for n, rows in enumerate(structures):
         for place, (symbol, along) in enumerate(directions.items()):
@@ -147,20 +148,19 @@ def _weights(features: npt.NDArray[np.float32], total: Array) -> Array:
     return weights
 
 
-def _information(structures: Sequence[Rows], weights: Array, whitening: dict[str, Array]) -> dict[str, Array]:
-    """The weighted information of structures, in whitened functions."""
-    information = {symbol: RIDGE * np.eye(len(matrix)) for symbol, matrix in whitening.items()}
+def _information(structures: Sequence[Rows], weights: Array, sizes: dict[str, int]) -> dict[str, Array]:
+    """The weighted information of structures."""
+    information = {symbol: RIDGE * np.eye(size) for symbol, size in sizes.items()}
     for rows, weight in zip(structures, weights, strict=True):
         for symbol, block in rows.items():
-            white = block @ whitening[symbol]
-            information[symbol] += weight * white.T @ white
+            information[symbol] += weight * block.T.astype(np.float64) @ block
     return information
 
 
-def _metric(information: dict[str, Array], whitening: dict[str, Array]) -> dict[str, Array]:
+def _metric(information: dict[str, Array]) -> dict[str, Array]:
     """For each element the matrix A for which |A b|^2 is the grade of an atom b."""
     return {
-        symbol: solve_triangular(cholesky(matrix, lower=True), whitening[symbol].T, lower=True)
+        symbol: solve_triangular(cholesky(matrix, lower=True), np.eye(len(matrix)), lower=True)
         for symbol, matrix in information.items()
     }
 
@@ -223,8 +223,10 @@ def select(
     summary: dict[str, Any] = {"method": settings.method, "given": len(train)}
     if settings.method == "doptimal":
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            rows = _on_disk(Path(scratch), list(train[ATOMS]), potential, workers)
-            keys = [geometry_key(atoms) for atoms in train[ATOMS]]
+            structures, expansion = list(train[ATOMS]), basis.expansion(potential)
+            maps, spans = projections.on_disk(Path(scratch), structures, expansion, workers, np.float32)
+            rows = [{symbol: maps[symbol][span] for symbol, span in structure.items()} for structure in spans]
+            keys = [geometry_key(atoms) for atoms in structures]
             always = indispensable(train, basis.cutoff_of(potential))
             choice = doptimal(rows, keys, always, settings.max_structures)
         chosen, weights = choice.chosen, choice.weights
@@ -236,30 +238,6 @@ def select(
     write_whole(folder / "chosen.json", json.dumps(dict(zip(sources, weights, strict=True)), indent=0))
     atoms = int(train[ATOMS].iloc[chosen].map(len).sum())
     return {**summary, "chosen": len(sources), "chosen_atoms": atoms, "functions": basis.size(potential)}
-
-
-def _on_disk(folder: Path, structures: list[Atoms], potential: dict[str, Any], workers: int) -> list[Rows]:
-    """The basis functions of the atoms of every structure, in files that are mapped into memory."""
-    chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
-    spans: list[dict[str, slice]] = []
-    ends: dict[str, int] = {}
-    widths: dict[str, int] = {}
-    expansion = basis.expansion(potential)
-
-    def functions(chunk: list[Atoms]) -> list[Rows]:
-        return [{symbol: block.astype(np.float32) for symbol, block in rows.items()} for rows in expansion.functions(chunk)]
-
-    for projected in process.parallel_map(functions, chunks, workers):
-        for rows in projected:
-            spans.append({})
-            for symbol, block in rows.items():
-                with (folder / symbol).open("ab") as file:
-                    file.write(block.tobytes())
-                first = ends.get(symbol, 0)
-                ends[symbol], widths[symbol] = first + len(block), block.shape[1]
-                spans[-1][symbol] = slice(first, ends[symbol])
-    maps = {s: np.memmap(folder / s, np.float32, "r", shape=(ends[s], widths[s])) for s in ends}
-    return [{symbol: maps[symbol][span] for symbol, span in structure.items()} for structure in spans]
 
 
 def chosen_in(folder: Path) -> dict[str, float]:

@@ -19,6 +19,12 @@ def keys_of(structures):
     return [b"".join(block.tobytes() for block in rows.values()) for rows in structures]
 
 
+def choose(structures, always=(), limit=None):
+    """`doptimal` on a copy, which it whitens."""
+    copies = [{symbol: block.copy() for symbol, block in rows.items()} for rows in structures]
+    return selection.doptimal(copies, keys_of(structures), list(always), limit)
+
+
 def information(structures, weights):
     """Weighted information of the chosen structures, `{position: weight}`, of the two elements as one matrix."""
     total = np.zeros((10, 10))
@@ -40,9 +46,9 @@ def distance(structures, weights):
 def test_the_order_of_the_structures_does_not_matter(seed, limit, data):
     structures = random_structures(seed)
     order = data.draw(st.permutations(range(30)))
-    first = selection.doptimal(structures, keys_of(structures), [3], limit)
+    first = choose(structures, [3], limit)
     shuffled = [structures[n] for n in order]
-    second = selection.doptimal(shuffled, keys_of(shuffled), [order.index(3)], limit)
+    second = choose(shuffled, [order.index(3)], limit)
     assert sorted(order[n] for n in second.chosen) == first.chosen
     assert {order[n]: grade for n, grade in second.grades.items()} == first.grades
     assert {order[n]: weight for n, weight in zip(second.chosen, second.weights, strict=True)} == dict(
@@ -54,7 +60,7 @@ def test_the_order_of_the_structures_does_not_matter(seed, limit, data):
 
 def test_its_information_is_closer_to_that_of_all_than_of_any_random_choice():
     structures = random_structures(1, count=60)
-    choice = selection.doptimal(structures, keys_of(structures), [], 10)
+    choice = choose(structures, limit=10)
     rng = np.random.default_rng(2)
     random = [dict.fromkeys(rng.choice(60, 10, replace=False), 6.0) for _ in range(200)]
     found = dict(zip(choice.chosen, choice.weights, strict=True))
@@ -66,10 +72,10 @@ def test_its_information_is_closer_to_that_of_all_than_of_any_random_choice():
 
 def test_without_a_number_it_ends_when_nothing_left_out_is_news():
     structures = random_structures(3, count=800)
-    choice = selection.doptimal(structures, keys_of(structures), [], None)
+    choice = choose(structures)
     assert len(choice.chosen) < 800
     assert max(choice.grades.values()) <= selection.GRADE
-    assert len(selection.doptimal(structures, keys_of(structures), [5, 7], 2).chosen) == 2
+    assert len(choose(structures, [5, 7], 2).chosen) == 2
 
 
 def test_singular_data_does_not_crash():
@@ -81,7 +87,7 @@ def test_singular_data_does_not_crash():
 def test_fewer_atoms_than_functions_are_all_kept():
     rng = np.random.default_rng(4)
     structures = [{"Al": rng.normal(size=(2, 30))} for _ in range(10)]
-    choice = selection.doptimal(structures, keys_of(structures), [], None)
+    choice = choose(structures)
     assert choice.chosen == list(range(10))
     np.testing.assert_allclose(choice.weights, 1, rtol=0.2)
 
