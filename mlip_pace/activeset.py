@@ -2,15 +2,16 @@
 
 With the functions of these atoms as the rows of A, the extrapolation grade of an atom b is γ = max |b A^-1|: no training atom's
 is above HIGHEST, and A is of (nearly) the largest volume |det A| (Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801
-(2023)). It is what `pace_activeset` computes, with pyace's maxvol; here the rows come from `expansion.py` and are looked at
-part by part, so that memory does not grow with the data: first the best of every part by LU pivoting, then, as long as there
-are any, the atoms that A does not yet explain.
+(2023)). It is what `pace_activeset` computes, with pyace's maxvol; here the rows come from `expansion.py`, and if they are many
+they are looked at part by part, so that memory does not grow with the data: first the best of every part by LU pivoting, then
+again and again those of the highest grades.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from mlip_pace import basis, projections
 
 Array = npt.NDArray[np.float64]
 
-HIGHEST = 1.1  # grade that a training atom may have
+HIGHEST = 1.1  # grade that a training atom may have where they are too many for one part
 TOLERANCE, SWAPS = 1.01, 300  # of maxvol among the atoms of the highest grades, as in pace_activeset
 PASSES = 20  # through all atoms at most
-ATOMS_IN_PART = 4000
+PART_BYTES = 2**26  # of rows that are worked on at a time; maxvol needs three times as much
 EPSILON = 1e-16  # on the diagonal of functions that are the same for all atoms, as in pyace
 
 
@@ -49,42 +50,41 @@ def write(target: Path, structures: Sequence[Atoms], potential: dict[str, Any], 
     part.replace(target)
 
 
+# Small matrices: more threads cost more than they bring.
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
-def of_largest_volume(rows: Array) -> Array:
+def of_largest_volume(rows: Array, part_bytes: int = PART_BYTES) -> Array:
     """As many of the rows (atoms, functions) as there are functions, of nearly the largest volume. Raises `ValueError`."""
-    from pyace.maxvol import maxvol
-
     functions = rows.shape[1]
+    size = max(2 * functions, part_bytes // (8 * functions))
+    shift = np.zeros((min(size, len(rows)), functions))
     constant = np.flatnonzero(rows.min(axis=0) == rows.max(axis=0))
-    shift = np.zeros((len(constant), functions))
     shift[np.arange(len(constant)), constant] = EPSILON
-
-    def parts() -> Any:
-        for n in range(0, len(rows), ATOMS_IN_PART):
-            part = np.array(rows[n : n + ATOMS_IN_PART])
-            if n == 0:
-                part[: len(constant)] += shift
-            yield part
-
-    chosen = np.empty((0, functions))
-    for part in parts():
-        chosen = np.concatenate([chosen, part])
-        if len(chosen) > functions:
-            chosen = chosen[_pivots(chosen)]
+    first = rows[:size] + shift
+    parts = [first, *(rows[n : n + size] for n in range(size, len(rows), size))]
+    if len(parts) == 1:
+        return _maxvol(first)
+    chosen = reduce(lambda best, part: _pivots(np.concatenate([best, part])), parts, np.empty((0, functions)))
     for _ in range(PASSES):
         inverse = np.linalg.inv(chosen)
-        grades = np.concatenate([np.abs(part @ inverse).max(axis=1) for part in parts()])
+        grades = np.concatenate([np.abs(part @ inverse).max(axis=1) for part in parts])
         if grades.max() <= HIGHEST:
             break
-        highest = np.sort(np.argsort(-grades, kind="stable")[: 4 * functions])
-        together = np.concatenate([chosen, rows[highest]])
-        chosen = together[maxvol(together, tol=TOLERANCE, max_iters=SWAPS)[0]]
+        highest = np.sort(np.argsort(-grades, kind="stable")[:size])
+        chosen = _maxvol(np.concatenate([chosen, rows[highest]]))
     return chosen
 
 
-def _pivots(rows: Array) -> npt.NDArray[np.int64]:
+def _maxvol(rows: Array) -> Array:
+    from pyace.maxvol import maxvol
+
+    chosen: Array = rows[maxvol(rows, tol=TOLERANCE, max_iters=SWAPS)[0]]
+    return chosen
+
+
+def _pivots(rows: Array) -> Array:
     """The rows that LU decomposition with partial pivoting takes."""
     order = np.arange(len(rows))
     for n, pivot in enumerate(lu_factor(rows, check_finite=False)[1]):
         order[[n, pivot]] = order[[pivot, n]]
-    return order[: rows.shape[1]]
+    best: Array = rows[order[: rows.shape[1]]]
+    return best

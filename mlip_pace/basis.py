@@ -135,34 +135,28 @@ def radial_pairs(potential: dict[str, Any]) -> dict[Pair, slice]:
     return slices
 
 
-def _environment(basis: Any, atoms: Atoms) -> Any:
-    from pyace.atomicenvironment import aseatoms_to_atomicenvironment
+class Predictor:
+    """ACE alone with the coefficients of a potential section, relative to free atoms. By the fastest evaluator."""
 
-    return aseatoms_to_atomicenvironment(atoms, cutoff=basis.cutoffmax, elements_mapper_dict=basis.elements_to_index_map)
+    def __init__(self, potential: dict[str, Any]) -> None:
+        from pyace.basis import ACEBBasisSet
+        from pyace.calculator import ACECalculator
+        from pyace.evaluator import ACERecursiveEvaluator
 
+        self._basis = ACEBBasisSet(build(potential))
+        # Neither does the evaluator keep its basis alive, nor the calculator its evaluator.
+        self._product_basis = self._basis.to_ACECTildeBasisSet()
+        self._evaluator, self._calculator = ACERecursiveEvaluator(), ACECalculator()
+        self._evaluator.set_basis(self._product_basis)
+        self._calculator.set_evaluator(self._evaluator)
 
-def _energies_and_forces(basis: Any, environments: Iterable[Any]) -> list[Array]:
-    """(1 + 3 n,) of each environment: eV, eV/Å. By the recursive evaluator, the fastest."""
-    from pyace.calculator import ACECalculator
-    from pyace.evaluator import ACERecursiveEvaluator
+    def __call__(self, atoms: Atoms) -> Array:
+        """Energy and forces (1 + 3 n,): eV, eV/Å."""
+        from pyace.atomicenvironment import aseatoms_to_atomicenvironment
 
-    evaluator, calculator = ACERecursiveEvaluator(), ACECalculator()
-    product_basis = basis.to_ACECTildeBasisSet()  # the evaluator does not keep it alive
-    evaluator.set_basis(product_basis)
-    calculator.set_evaluator(evaluator)
-    results = []
-    for environment in environments:
-        calculator.compute(environment)
-        results.append(np.concatenate([[calculator.energy], np.ravel(calculator.forces)]))
-    return results
-
-
-def predictions(potential: dict[str, Any], structures: Iterable[Atoms]) -> list[Array]:
-    """Energy and forces (1 + 3 n,) of each structure by ACE alone, relative to free atoms: eV, eV/Å."""
-    from pyace.basis import ACEBBasisSet
-
-    basis = ACEBBasisSet(build(potential))
-    return _energies_and_forces(basis, (_environment(basis, atoms) for atoms in structures))
+        elements, cutoff = self._basis.elements_to_index_map, self._basis.cutoffmax
+        self._calculator.compute(aseatoms_to_atomicenvironment(atoms, cutoff=cutoff, elements_mapper_dict=elements))
+        return np.concatenate([[self._calculator.energy], np.ravel(self._calculator.forces)])
 
 
 def smoothness(potential: dict[str, Any]) -> Array:

@@ -29,13 +29,14 @@ def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers:
     """`energy_pred` (eV, on the DFT scale), `forces_pred` (n, 3) and `stress_pred` (3, 3) or None for each row of `frame`."""
     structures = list(frame[ATOMS])
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
-    parts = process.parallel_map(partial(_predict, potential=potential, reference=reference), chunks, workers)
+    predict_some = partial(_predict, calculator=basis.calculator_of(potential), reference=reference)
+    parts = process.parallel_map(predict_some, chunks, workers)
     rows = [row for part in parts for row in part]
     return pd.DataFrame(rows, columns=["energy_pred", "forces_pred", "stress_pred"], index=frame.index)
 
 
-def _predict(structures: list[Atoms], potential: Path, reference: Reference) -> list[tuple[float, Array, Array | None]]:
-    calculator, rows = basis.calculator_of(potential), []
+def _predict(structures: list[Atoms], calculator: Any, reference: Reference) -> list[tuple[float, Array, Array | None]]:
+    rows = []
     for atoms in structures:
         calculator.calculate(atoms)
         energy, forces, stress = reference.evaluate(atoms)

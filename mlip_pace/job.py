@@ -110,7 +110,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         metadata = _metadata(settings, stages, scores, files, test_files, digests, section)
         result = potential.publish(
             output, stages.train.result, ref, collected["elements"], metadata,
-            lambda sidecar: _draw_report(journal, sidecar, stages, scored))  # fmt: skip
+            lambda sidecar: _draw_report(journal, sidecar, stages, scored, threads(settings)))  # fmt: skip
         journal.say(f"published {result.path}")
         journal.say(evaluate.error_table(scores["errors"]), errors=scores["errors"])
         if not trained["complete"]:
@@ -302,7 +302,7 @@ def _say_selected(journal: Journal, selected: dict[str, Any]) -> None:
     )
 
 
-def _draw_report(journal: Journal, sidecar: Potential, stages: Stages, scored: Stage) -> str | None:
+def _draw_report(journal: Journal, sidecar: Potential, stages: Stages, scored: Stage, workers: int) -> str | None:
     """report.html; without it a potential is still one, so that what goes wrong here is a warning."""
     # Matplotlib wants to write, and without a home or a temporary directory only the output path can be written.
     os.environ.setdefault("MPLCONFIGDIR", str((stages.train.result / "scratch").resolve()))
@@ -310,7 +310,7 @@ def _draw_report(journal: Journal, sidecar: Potential, stages: Stages, scored: S
     try:
         from mlip_pace import report  # takes its time
 
-        return report.draw(sidecar, stages.activeset.folder, stages.train.result, scored.folder)
+        return report.draw(sidecar, stages.activeset.folder, stages.train.result, scored.folder, workers)
     except JobError:
         raise
     except Exception as error:

@@ -23,8 +23,9 @@ from mlip_pace.audit import Broken, checked, fully_periodic, labels
 from mlip_pace.basis import Array
 from mlip_pace.dataset import ATOMS, ENERGY, FORCES, STRESS, structures_of
 from mlip_pace.errors import DataError
-from mlip_pace.potential import Potential, intact
+from mlip_pace.potential import intact
 from mlip_pace.readers import find_files
+from mlip_pace.reference import Reference
 from mlip_pace.settings import DataSettings
 
 CHUNK = 16  # structures that a worker takes at a time
@@ -62,7 +63,13 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
         reasons = "".join(f"\n  {u['source']}: {u['reason']}" for u in unreadable)
         raise DataError(f"{data}: no structure can be read{reasons}", "mend these files, or give others to `mlip-pace predict`")
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
-    done = process.parallel_map(partial(_predict, potential=potential), chunks, workers)
+    calculator, grader = basis.calculator_of(potential.path), None
+    if "potential.asi" in potential.metadata["files"]:
+        grader = basis.calculator_of(potential.path.parent / "potential.yaml")
+        grader.compute_projections = True  # grades are made of them
+        grader.set_active_set(str(potential.path.parent / "potential.asi"))
+    predict_some = partial(_predict, calculator=calculator, grader=grader, reference=potential.reference)
+    done = process.parallel_map(predict_some, chunks, workers)
     predicted = [one for part in done for one in part]
     part = output.with_name(f".{output.name}.part")
     with part.open("w") as file:
@@ -95,14 +102,9 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
     return summary
 
 
-def _predict(structures: list[Atoms], potential: Potential) -> list[tuple[float, Array, Array | None, Array | None]]:
-    folder, reference = potential.path.parent, potential.reference
-    calculator = basis.calculator_of(potential.path)
-    grader = None
-    if "potential.asi" in potential.metadata["files"]:
-        grader = basis.calculator_of(folder / "potential.yaml")
-        grader.compute_projections = True  # grades are made of them
-        grader.set_active_set(str(folder / "potential.asi"))
+def _predict(
+    structures: list[Atoms], calculator: Any, grader: Any, reference: Reference
+) -> list[tuple[float, Array, Array | None, Array | None]]:  # fmt: skip
     rows: list[tuple[float, Array, Array | None, Array | None]] = []
     for given in structures:
         atoms, shrink = fully_periodic(given, calculator.cutoff)

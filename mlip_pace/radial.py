@@ -212,7 +212,8 @@ def write_metrics(
 def errors(potential: Path, structures: Sequence[Labelled], kappa: float, workers: int) -> dict[str, float]:
     """Loss and errors of the target (eV/atom; eV/Å per component), under pacemaker's names."""
     chunks = linear.chunks_of(structures)
-    predicted = process.parallel_map(partial(_predict, potential={"filename": str(potential)}), chunks, workers)
+    predict = basis.Predictor({"filename": str(potential)})
+    predicted = process.parallel_map(lambda chunk: [predict(labelled.atoms) for labelled in chunk], chunks, workers)
     gaps = [p - s.target for p, s in zip(chain.from_iterable(predicted), structures, strict=True)]
     energy = np.array([gap[0] / len(s.atoms) for gap, s in zip(gaps, structures, strict=True)])
     forces = np.concatenate([gap[1:] for gap in gaps])
@@ -225,7 +226,3 @@ def errors(potential: Path, structures: Sequence[Labelled], kappa: float, worker
         "mae_epa": float(np.mean(np.abs(energy))),
         "mae_f_comp": float(np.mean(np.abs(forces))),
     }
-
-
-def _predict(chunk: Sequence[Labelled], potential: dict[str, Any]) -> list[Array]:
-    return basis.predictions(potential, [labelled.atoms for labelled in chunk])

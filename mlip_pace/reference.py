@@ -151,11 +151,12 @@ def shortest_distances(structures: Iterable[Atoms], cutoff: float) -> dict[str, 
     shortest: dict[str, float] = {}
     for atoms in structures:
         i, j, distance = neighbours("ijd", atoms, cutoff)
-        numbers = np.sort(np.stack([atoms.numbers[i], atoms.numbers[j]], axis=1), axis=1)
-        for zi, zj in np.unique(numbers, axis=0):
-            nearest = float(distance[(numbers == (zi, zj)).all(axis=1)].min())
+        elements = np.unique(atoms.numbers)
+        for zi, zj in combinations_with_replacement(elements, 2):
+            between = distance[(atoms.numbers[i] == zi) & (atoms.numbers[j] == zj)]
             name = pair_name(chemical_symbols[zi], chemical_symbols[zj])
-            shortest[name] = min(nearest, shortest.get(name, np.inf))
+            if len(between):
+                shortest[name] = min(float(between.min()), shortest.get(name, np.inf))
     return dict(sorted(shortest.items()))
 
 

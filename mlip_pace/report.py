@@ -25,7 +25,7 @@ from ase.units import GPa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mlip_pace import basis, evaluate, figures
+from mlip_pace import basis, evaluate, figures, process
 from mlip_pace.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS, composition
 from mlip_pace.figures import Array, Layer, Panel, cells, rounded
 from mlip_pace.neighbours import neighbours
@@ -74,7 +74,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
 
 
-def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path) -> str:
+def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path, workers: int = 1) -> str:
     """The whole page, from a sidecar and the folders of the stages activeset, train and evaluate."""
     frame = load_frame(scores / "predictions.pckl.gzip")
     metadata = potential.metadata
@@ -91,6 +91,8 @@ def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path) -> str:
         audit_section(metadata),
         made_section(potential),
     ]
+    panels = [panel for section in sections for panel in section.panels]
+    drawn = dict(zip((panel.name for panel in panels), process.parallel_map(figures.svg, panels, workers), strict=True))
     environment = Environment(
         loader=PackageLoader("mlip_pace"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
     )
@@ -100,7 +102,7 @@ def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path) -> str:
         verdict=verdict(metadata, frame),
         advice=advice(metadata),
         sections=[section for section in sections if section.panels or section.tables or section.text],
-        svg=lambda panel: Markup(figures.svg(panel)),
+        svg=lambda panel: Markup(drawn[panel.name]),
         numbers=dataclasses.asdict,
         words=WORDS,
     )

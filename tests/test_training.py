@@ -37,7 +37,7 @@ def test_design_rows_times_coefficients_are_energies_and_forces(tmp_path, target
     basis.write_linear(tmp_path / "p.yaml", section, coefficients)
     calculator = basis.calculator_of(tmp_path / "p.yaml")
     structures = list(target[dataset.ATOMS][60:90:7])
-    predictions = basis.predictions({"filename": str(tmp_path / "p.yaml")}, structures)
+    predictions = map(basis.Predictor({"filename": str(tmp_path / "p.yaml")}), structures)
     for atoms, rows, predicted in zip(structures, basis.design_rows(section, structures), predictions, strict=True):
         calculator.calculate(atoms)
         results = np.concatenate([[calculator.results["energy"]], calculator.results["forces"].ravel()])
@@ -60,7 +60,7 @@ def test_radial_rows_are_derivatives_by_radial_coefficients(tmp_path, target, po
         for sign in (1, -1):
             there = radial + sign * 1e-3 * np.eye(len(radial))[column]
             basis.write_linear(tmp_path / "moved.yaml", section, coefficients, there)
-            ends.append(basis.predictions({"filename": str(tmp_path / "moved.yaml")}, structures))
+            ends.append([*map(basis.Predictor({"filename": str(tmp_path / "moved.yaml")}), structures)])
         for row, plus, minus in zip(rows, *ends, strict=True):
             slope = (plus - minus) / 2e-3
             np.testing.assert_allclose(row[:, column], slope, atol=1e-5 * np.abs(slope).max() + 1e-9)
