@@ -56,10 +56,8 @@ def of_largest_volume(rows: Array, part_bytes: int = PART_BYTES) -> Array:
     """As many of the rows (atoms, functions) as there are functions, of nearly the largest volume. Raises `ValueError`."""
     functions = rows.shape[1]
     size = max(2 * functions, part_bytes // (8 * functions))
-    shift = np.zeros((min(size, len(rows)), functions))
-    constant = np.flatnonzero(rows.min(axis=0) == rows.max(axis=0))
-    shift[np.arange(len(constant)), constant] = EPSILON
-    first = rows[:size] + shift
+    first, constant = np.array(rows[:size]), np.flatnonzero(rows.min(axis=0) == rows.max(axis=0))
+    first[np.arange(len(constant)), constant] += EPSILON
     parts = [first, *(rows[n : n + size] for n in range(size, len(rows), size))]
     if len(parts) == 1:
         return _maxvol(first)
