@@ -17,6 +17,7 @@ from mlip_pace.settings import ELEMENTS, DataSettings
 
 # Closer than any bond (H2 is 0.74 Å): a unit or a cell is wrong.
 CLOSEST = 0.5  # Å
+NEAR = 3.0  # Å; most atoms have a neighbour here, and it is far faster to see than all within the cutoff
 # Beyond anything that a converged calculation of a usable structure gives.
 LARGEST_FORCE = 1000.0  # eV/Å
 
@@ -110,7 +111,9 @@ def checked(
         raise Broken(f"{', '.join(unknown)}: no chemical element")
     if any(atoms.pbc) and abs(atoms.cell.volume) < 1e-6 and atoms.pbc.all():
         raise Broken("periodic, but without a cell")
-    centres, distances = neighbours("id", atoms, cutoff)
+    centres, distances = neighbours("id", atoms, min(NEAR, cutoff))
+    if len(np.unique(centres)) < count and cutoff > NEAR:
+        centres, distances = neighbours("id", atoms, cutoff)
     if distances.size and distances.min() < CLOSEST:
         raise Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
     if elements is not None and not set(atoms.symbols) <= set(elements):

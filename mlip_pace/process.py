@@ -176,7 +176,8 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(workers, len(items)), context, _start_worker, (function, items)) as pool:
         try:
-            for result in pool.map(_work, range(len(items))):
+            # Many small items a few at a time: each message takes half a millisecond.
+            for result in pool.map(_work, range(len(items)), chunksize=max(1, len(items) // (16 * workers))):
                 raise_if_stopped()
                 yield result
         except BrokenProcessPool:

@@ -184,10 +184,24 @@ def _structures(piece: Piece) -> Iterator[Atoms | str]:
             yield from cp2k.read_output(io.TextIOWrapper(lines, errors="replace"))
     elif file.format == "gpaw-out":
         yield from _read_gpaw(file.path)
+    elif file.format == "vasp-xml":
+        yield from _read_vasp_xml(file.path)
     else:
         for atoms in iread(str(file.path), index=":", format=file.format):
             assert isinstance(atoms, Atoms)
             yield atoms
+
+
+_ELECTRONS = re.compile(rb"<(eigenvalues|dos|projected)\b.*?</\1>", re.DOTALL)
+
+
+def _read_vasp_xml(path: Path) -> Iterator[Atoms]:
+    """Without the electronic structure, most of the file and of the time that ASE would take for it."""
+    with _open(path) as file:
+        content = _ELECTRONS.sub(b"", file.read())
+    for atoms in iread(io.BytesIO(content), index=":", format="vasp-xml"):
+        assert isinstance(atoms, Atoms)
+        yield atoms
 
 
 def _read_gpaw(path: Path) -> Iterator[Atoms | str]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 
+import ase.io
 import numpy as np
 import pandas as pd
 import pytest
@@ -106,6 +107,21 @@ def test_vasp_folders_give_each_calculation_once():
     (isolated,) = read(data / "Si_isolated_1" / "outputs")
     assert summary["e0"] == {"Si": labels_of(isolated)[0]}
     assert frame.group.nunique() == 21
+
+
+@pytest.mark.parametrize("run", ["Si_bulk_1", "Si_isolated_1"])
+def test_vasprun_without_its_electrons_is_what_ase_reads_with_them(run, tmp_path):
+    content = gzip.decompress((beside("vasp-si-rss") / run / "outputs" / "vasprun.xml.gz").read_bytes())
+    step = content[content.index(b"<calculation>") : content.index(b"</calculation>") + len(b"</calculation>")]
+    projected = b"<projected><eigenvalues><r> 1 1 </r></eigenvalues><array/></projected></calculation>"
+    path = tmp_path / "vasprun.xml"
+    path.write_bytes(content.replace(step, step.replace(b"</calculation>", projected) + step))
+    ours, theirs = read(path), ase.io.read(path, ":")
+    assert len(ours) == len(theirs) == 2
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == other
+        for name in ("energy", "free_energy", "forces", "stress"):
+            np.testing.assert_array_equal(one.calc.results[name], other.calc.results[name])
 
 
 @pytest.mark.parametrize("run", ["Si_bulk_1", "Si_dimer_2", "Si_isolated_1"])
