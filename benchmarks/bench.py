@@ -33,7 +33,6 @@ from mlip_pace import basis, dataset, linear, reference
 from mlip_pace.potential import Potential
 from mlip_pace.readers import find_files
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
-from mlip_pace.weights import loss_weights
 
 RESULTS = Path(__file__).parent / "results"
 CUTOFF = 5.0  # Å
@@ -181,8 +180,7 @@ def labelled(train, functions):
     target = reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, CUTOFF), frames)
     shortest = reference.shortest_distances(target[dataset.ATOMS], CUTOFF)
     potential = basis.potential_section(BasisSettings.model_construct(functions=functions), about["elements"], shortest)
-    columns = (target[dataset.ATOMS], target["energy_corrected"], target["forces"], *loss_weights(target, "uniform"))
-    return [linear.Labelled(*row) for row in zip(*columns, strict=True)], potential
+    return linear.labelled(target), potential
 
 
 @threadpool_limits.wrap(limits=1)

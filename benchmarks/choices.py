@@ -9,8 +9,6 @@ compares 10, 25 and 50 % of the structures with `pace_select` and with the mean 
 """
 
 import argparse
-import functools
-import operator
 import random
 import subprocess
 import sys
@@ -22,7 +20,6 @@ import numpy as np
 from mlip_pace import basis, dataset, linear, reference, selection
 from mlip_pace.readers import find_files, load_frame
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
-from mlip_pace.weights import loss_weights
 
 KAPPAS, FRACTIONS, FOLDS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001), (0.1, 0.25, 0.5), 10
 
@@ -49,10 +46,9 @@ class Data:
         frame = self.target.iloc[list(chosen)].reset_index(drop=True)
         if weights is not None:
             frame[dataset.WEIGHT] = weights
-        columns = (frame[dataset.ATOMS], frame.energy_corrected, frame.forces, *loss_weights(frame, "uniform"))
-        structures = [linear.Labelled(*row) for row in zip(*columns, strict=True)]
-        parts = (linear.weighted(s, self.rows[n], s.target, kappa) for n, s in zip(chosen, structures, strict=True))
-        return functools.reduce(operator.add, parts)
+        structures = linear.labelled(frame)
+        parts = (linear.part([s], [self.rows[n]], [s.target], kappa) for n, s in zip(chosen, structures, strict=True))
+        return linear.total(parts, self.rows[0].shape[1])
 
     def misfit(self, normal, scale, held):
         """Errors of the solution of these equations on other structures: energies per atom, force components."""

@@ -115,9 +115,9 @@ def expansion(potential: dict[str, Any]) -> Expansion:
 
 
 def design_rows(potential: dict[str, Any], structures: Iterable[Atoms]) -> Iterator[Array]:
-    """For each structure the rows (1 + 3 n, functions) of its energy and its forces, without weights.
+    """For each structure the rows (1 + 3 n + 6, functions) of its energy, its forces and its virial, without weights.
 
-    Columns are the functions of the elements in the order of the basis; times the coefficients they give eV and eV/Å.
+    Columns are the functions of the elements in the order of the basis; times the coefficients they give eV, eV/Å and eV.
     """
     return (rows for rows, _ in expansion(potential).rows(structures))
 
@@ -151,12 +151,13 @@ class Predictor:
         self._calculator.set_evaluator(self._evaluator)
 
     def __call__(self, atoms: Atoms) -> Array:
-        """Energy and forces (1 + 3 n,): eV, eV/Å."""
+        """Energy, forces and virial (1 + 3 n + 6,): eV, eV/Å, eV in Voigt's order."""
         from pyace.atomicenvironment import aseatoms_to_atomicenvironment
 
         elements, cutoff = self._basis.elements_to_index_map, self._basis.cutoffmax
         self._calculator.compute(aseatoms_to_atomicenvironment(atoms, cutoff=cutoff, elements_mapper_dict=elements))
-        return np.concatenate([[self._calculator.energy], np.ravel(self._calculator.forces)])
+        virial = np.array(self._calculator.virial)[[0, 1, 2, 5, 4, 3]]  # pyace's order is xx, yy, zz, xy, xz, yz
+        return np.concatenate([[self._calculator.energy], np.ravel(self._calculator.forces), virial])
 
 
 def smoothness(potential: dict[str, Any]) -> Array:

@@ -16,11 +16,9 @@ from ase import Atoms
 from mlip_pace import basis, process
 from mlip_pace.basis import Array
 from mlip_pace.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, SOURCE, SPLIT, STRESS, TEST, save_frame
+from mlip_pace.expansion import VOIGT
 from mlip_pace.reference import Reference
 from mlip_pace.settings import EvaluateSettings
-
-VOIGT = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])
-
 
 CHUNK = 16  # structures that a worker takes at a time
 

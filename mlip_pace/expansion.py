@@ -35,6 +35,7 @@ Complex = npt.NDArray[np.complex128]
 Integers = npt.NDArray[np.int64]
 Pair = tuple[int, int]  # numbers of two elements, the smaller first
 
+VOIGT = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])  # rows and columns of xx, yy, zz, yz, xz, xy
 GRID = 0.002  # Å between the points of the splines of g_k
 ATOMS_IN_BATCH = 64  # small structures are worked on together
 CENTRES_IN_BLOCK = 64  # and large ones in parts
@@ -113,8 +114,10 @@ class _Surroundings:
 
     x: Array  # (centres, width)
     moves: Array  # (links, 3, width); a link is a centre and an atom that it sees, be it in several cells
+    strains: Array  # (centres, 6, width): by the strain
     sums: Array  # (centres, k, lm): Σ_j g_k Y_lm, of which the variables are linear combinations
     gradients: Array  # (links, 3, k, lm)
+    strained: Array  # (centres, 6, k, lm)
     atoms: Integers  # (links,)
     first: Integers  # (centres + 1,): where the links of a centre begin
 
@@ -163,9 +166,10 @@ class Expansion:
     def rows(
         self, structures: Iterable[Atoms], coefficients: Array | None = None, pairs: Sequence[Pair] = ()
     ) -> Iterator[tuple[Array, Array]]:
-        """For each structure the derivatives of energy and forces by c, (1 + 3 n, functions), and by C for c = `coefficients`.
+        """For each structure the derivatives of energy, forces and virial by c, and by C for c = `coefficients`.
 
-        The latter, (1 + 3 n, radial coefficients), are those of the `pairs` of elements, one after the other.
+        They are (1 + 3 n + 6, functions) and (1 + 3 n + 6, radial coefficients), the latter those of the `pairs` of elements,
+        one after the other. The virial is ∂E/∂ε (eV) for the strains ε of Voigt's xx, yy, zz, yz, xz, xy: volume times stress.
         """
         ends = np.cumsum([0, *self.counts])
         columns = [slice(first, last) for first, last in pairwise(ends)]  # of each element's functions
@@ -184,8 +188,9 @@ class Expansion:
                 for n, (centre, slope, bend) in enumerate(zip(centres, slopes, bends, strict=True)):
                     by_x = slope.reshape(-1, self.counts[element])  # (variables, functions)
                     for s, seen in enumerate(surroundings):
-                        block = _product(seen.moves[seen.links(n)], by_x[s * self.width : (s + 1) * self.width])
-                        of_c.add(centre, seen.atoms[seen.links(n)], columns[element], block)
+                        block = by_x[s * self.width : (s + 1) * self.width]
+                        by_place = _product(seen.moves[seen.links(n)], block)
+                        of_c.add(centre, seen.atoms[seen.links(n)], columns[element], by_place, seen.strains[n] @ block)
                     if coefficients is not None:
                         along, by_xx = by_x @ coefficients[columns[element]], bend.reshape(len(by_x), len(by_x))
                         self._add_radial(of_radial, pairs, element, n, centre, surroundings, along, by_xx)
@@ -199,6 +204,7 @@ class Expansion:
         """What a centre (the `n`th of those with these surroundings) brings, its energy E having ∂E/∂x and ∂²E/∂x∂x."""
         blocks = [by_xx[s * self.width : (s + 1) * self.width] for s in range(len(surroundings))]
         moved = [_product(seen.moves[seen.links(n)], block) for seen, block in zip(surroundings, blocks, strict=True)]
+        strained = [seen.strains[n] @ block for seen, block in zip(surroundings, blocks, strict=True)]
         first = 0
         for pair in pairs:
             columns = slice(first, first := first + math.prod(self.shapes[pair]))
@@ -209,10 +215,11 @@ class Expansion:
             rows.energies[centre, columns] += self._by_radial(pair, other, by_x, sums)
             for s, seen in enumerate(surroundings):
                 links = seen.links(n)
-                block = self._by_radial(pair, other, moved[s], sums)
+                by_place, by_strain = (self._by_radial(pair, other, of[s], sums) for of in (moved, strained))
                 if s == other:
-                    block += self._by_radial(pair, other, by_x, seen.gradients[links])
-                rows.add(centre, seen.atoms[links], columns, block)
+                    by_place += self._by_radial(pair, other, by_x, seen.gradients[links])
+                    by_strain += self._by_radial(pair, other, by_x, seen.strained[n])
+                rows.add(centre, seen.atoms[links], columns, by_place, by_strain)
 
     def _by_radial(self, pair: Pair, other: int, by_x: Array, seen: Array) -> Array:
         """Σ_m ∂E/∂x_nlm g_k Y_lm (..., coefficients of the pair), by_x (..., variables) or seen (..., k, lm) being of many."""
@@ -348,15 +355,16 @@ class Expansion:
             atoms = len(joined.species)
             links, link = np.unique(bonds.centre * atoms + bonds.neighbour, return_inverse=True)
             x = _summed(self._variables(element, other, bonds), bonds.centre, len(centres))
-            moves = _summed(self._moves(element, other, bonds), link, len(links))
-            sums, gradients = np.empty((len(centres), 0, 0)), np.empty((len(links), 3, 0, 0))
+            moves = self._moves(element, other, bonds)
+            sums, gradients = np.empty((len(centres), 0, 0)), np.empty((len(bonds.centre), 3, 0, 0))
             if of_radial:
                 sums = _summed(bonds.g[:, :, None] * bonds.y[:, None, :], bonds.centre, len(centres))
                 gradients = bonds.direction[:, :, None, None] * (bonds.dg[:, :, None] * bonds.y[:, None, :])[:, None]
                 gradients += (bonds.g / bonds.distance[:, None])[:, None, :, None] * bonds.dy[:, :, None, :]
-                gradients = _summed(gradients, link, len(links))
+            strains, strained = (_strained(bonds, moved, len(centres)) for moved in (moves, gradients))
+            moves, gradients = (_summed(moved, link, len(links)) for moved in (moves, gradients))
             first = np.searchsorted(links, np.arange(len(centres) + 1) * atoms)
-            found.append(_Surroundings(x, moves, sums, gradients, links % atoms, first))
+            found.append(_Surroundings(x, moves, strains, sums, gradients, strained, links % atoms, first))
         return found
 
     def _variables(self, element: int, other: int, bonds: _Bonds) -> Array:
@@ -425,20 +433,28 @@ class _Entries:
 
 
 class _Rows:
-    """Rows under construction: energies of centres (atoms, columns), forces (atoms, 3, columns)."""
+    """Rows under construction: energies (atoms, columns), virials (atoms, 6, columns) by centre, forces (atoms, 3, columns)."""
 
     def __init__(self, atoms: int, columns: int) -> None:
         self.energies = np.zeros((atoms, columns))
         self.forces = np.zeros((atoms, 3, columns))
+        self.virials = np.zeros((atoms, 6, columns))
 
-    def add(self, centre: int, atoms: Integers, columns: slice, by_place: Array) -> None:
-        """The derivatives (atoms, 3, columns) of a centre's energy by the places of different atoms that it sees."""
+    def add(self, centre: int, atoms: Integers, columns: slice, by_place: Array, by_strain: Array) -> None:
+        """A centre's energy by the places (atoms, 3, columns) of different atoms that it sees, and by strain (6, columns)."""
         self.forces[atoms, :, columns] -= by_place
         self.forces[centre, :, columns] += by_place.sum(axis=0)
+        self.virials[centre, :, columns] += by_strain
 
     def of(self, span: slice) -> Array:
-        """(1 + 3 n, columns) of the structure at `span`."""
-        return np.concatenate([self.energies[span].sum(axis=0)[None], *self.forces[span]])
+        """(1 + 3 n + 6, columns) of the structure at `span`."""
+        return np.concatenate([self.energies[span].sum(axis=0)[None], *self.forces[span], self.virials[span].sum(axis=0)])
+
+
+def _strained(bonds: _Bonds, moves: Array, centres: int) -> Array:
+    """The derivatives (centres, 6, ...) by the strain, which moves neighbours by ε r, from those by places (bonds, 3, ...)."""
+    vector = (bonds.direction * bonds.distance[:, None]).reshape(-1, 3, *[1] * (moves.ndim - 2))
+    return np.stack([_summed(vector[:, a] * moves[:, b], bonds.centre, centres) for a, b in zip(*VOIGT, strict=True)], axis=1)
 
 
 def _pair(one: int, other: int) -> Pair:

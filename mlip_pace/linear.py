@@ -3,48 +3,59 @@
 With radial functions fixed, an ACE energy that is linear in the density is linear in its coefficients c:
 E = Σ_k c_k B_k and F = -Σ_k c_k ∂B_k/∂r. The loss is that of the training, with the same weights:
 
-    (1 - κ) Σ w_E (ΔE/N)^2 + κ Σ w_F |ΔF|^2 + λ Σ_k (c_k/s_k)^2,     1/s_k = 1 + Σ_i (n_i^2 + l_i^2)
+    (1 - κ) Σ w_E (ΔE/N)^2 + κ Σ w_F |ΔF|^2 + κ_W Σ w_E |ΔW/N|^2 + λ Σ_k (c_k/s_k)^2,     1/s_k = 1 + Σ_i (n_i^2 + l_i^2)
 
 The scales s prefer smooth functions, those of low radial order n and angular momentum l (the algebraic prior of W. C. Witt et
 al., J. Chem. Phys. 159, 164101 (2023); in cross-validation and by evidence better than none on Al-Mg and two sets of Si).
 λ is the one with the highest evidence (D. J. C. MacKay, Neural Computation 4, 415 (1992)), found from the training data alone.
-Only the normal matrix G (functions^2) is kept, whatever the number of structures. Energies in eV, forces in eV/Å.
+Only the normal matrix G (functions^2) is kept, whatever the number of structures. Energies in eV, forces in eV/Å. W, of the
+structures with a stress, is its virial: volume times stress in the six components of Voigt, eV.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
-from operator import add
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from ase import Atoms
 
 from mlip_pace import basis, process
 from mlip_pace.basis import Array
-from mlip_pace.expansion import Expansion
+from mlip_pace.dataset import ATOMS
+from mlip_pace.expansion import Expansion, Integers
+from mlip_pace.weights import loss_weights
 
 # Atoms that a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.
 ATOMS_IN_CHUNK = 500
+STRESS = 0.1  # κ_W/κ: stresses are fitted four times as well for 1 % of the errors of forces (docs/design.md)
 LAMBDAS = 10.0 ** np.arange(-16, 2, 0.1)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A structure with its target energy (eV), forces (n, 3) and the weights of its loss terms (one; (n,))."""
+    """A structure with its target energy (eV), forces (n, 3), virial (6,) or none, and the weights w_E and w_F (n,)."""
 
     atoms: Atoms
     energy: float
     forces: Array
+    virial: Array | None
     w_energy: float
     w_forces: Array
 
     @property
     def target(self) -> Array:
-        """Energy and forces, (1 + 3 n,)."""
-        return np.concatenate([[self.energy], self.forces.ravel()])
+        """Energy, forces and virial, if there is one: (1 + 3 n,) or (1 + 3 n + 6,)."""
+        return np.concatenate([[self.energy], self.forces.ravel(), [] if self.virial is None else self.virial])
+
+    def weights(self, kappa: float) -> Array:
+        """Those of the squares of the errors of `target`."""
+        of_energy = (1 - kappa) * self.w_energy / len(self.atoms) ** 2
+        of_virial: Any = [] if self.virial is None else np.full(6, STRESS * kappa * self.w_energy / len(self.atoms) ** 2)
+        return np.concatenate([[of_energy], kappa * np.repeat(self.w_forces, 3), of_virial])
 
 
 @dataclass(frozen=True)
@@ -55,11 +66,6 @@ class Normal:
     vector: Array
     square: float
     rows: int
-
-    def __add__(self, other: Normal) -> Normal:
-        return Normal(
-            self.matrix + other.matrix, self.vector + other.vector, self.square + other.square, self.rows + other.rows
-        )
 
 
 @dataclass(frozen=True)
@@ -72,18 +78,40 @@ class Solution:
     loss: float
 
 
-def weighted(labelled: Labelled, rows: Array, target: Array, kappa: float) -> Normal:
-    """The normal equations of a structure: rows (1 + 3 n, coefficients) of its energy and forces, target (1 + 3 n,)."""
-    root_energy = np.sqrt((1 - kappa) * labelled.w_energy) / len(labelled.atoms)
-    root = np.concatenate([[root_energy], np.sqrt(kappa * np.repeat(labelled.w_forces, 3))])
-    rows, target = root[:, None] * rows, root * target
-    return Normal(rows.T @ rows, rows.T @ target, float(target @ target), len(target))
+def labelled(target: pd.DataFrame, weighting: Literal["uniform", "energy"] = "uniform") -> list[Labelled]:
+    """The structures of a frame of `reference.delta`."""
+    virials = target["virial"] if "virial" in target else [None] * len(target)
+    columns = (target[ATOMS], target["energy_corrected"], target["forces"], virials, *loss_weights(target, weighting))
+    return [Labelled(*row) for row in zip(*columns, strict=True)]
 
 
-def accumulate(chunk: Sequence[Labelled], expansion: Expansion, kappa: float) -> Normal:
-    """The normal equations of some structures."""
-    rows = (of_c for of_c, _ in expansion.rows(labelled.atoms for labelled in chunk))
-    return reduce(add, (weighted(labelled, row, labelled.target, kappa) for labelled, row in zip(chunk, rows, strict=True)))
+def part(chunk: Sequence[Labelled], rows: Sequence[Array], targets: Sequence[Array], kappa: float) -> tuple[Integers, Normal]:
+    """The normal equations of some structures in the columns that are not zero, and which these are.
+
+    `rows` are those of energies, forces and virials; as much of them counts as the targets have.
+    """
+    root = np.sqrt(np.concatenate([labelled.weights(kappa) for labelled in chunk]))
+    together = np.concatenate([row[: len(target)] for row, target in zip(rows, targets, strict=True)]) * root[:, None]
+    target = np.concatenate(targets) * root
+    columns = np.flatnonzero(together.any(axis=0))  # of the elements that are there
+    together = together[:, columns]
+    return columns, Normal(together.T @ together, together.T @ target, float(target @ target), len(target))
+
+
+def total(parts: Iterable[tuple[Integers, Normal]], size: int) -> Normal:
+    """The normal equations of `size` columns that the parts add up to."""
+    matrix, vector, square, rows = np.zeros((size, size)), np.zeros(size), 0.0, 0
+    for columns, one in parts:
+        matrix[np.ix_(columns, columns)] += one.matrix
+        vector[columns] += one.vector
+        square, rows = square + one.square, rows + one.rows
+    return Normal(matrix, vector, square, rows)
+
+
+def accumulate(chunk: Sequence[Labelled], expansion: Expansion, kappa: float) -> tuple[Integers, Normal]:
+    """The normal equations of some structures, by `part`."""
+    rows = [of_c for of_c, _ in expansion.rows(labelled.atoms for labelled in chunk)]
+    return part(chunk, rows, [labelled.target for labelled in chunk], kappa)
 
 
 def solve(normal: Normal, scale: Array) -> Solution:
@@ -122,5 +150,5 @@ def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:
 def fit(structures: Sequence[Labelled], potential: dict[str, Any], kappa: float, workers: int = 1) -> Solution:
     """The least-squares solution on the basis of a potential section."""
     function = partial(accumulate, expansion=basis.expansion(potential), kappa=kappa)
-    normal = reduce(add, process.parallel_map(function, chunks_of(structures), workers))
-    return solve(normal, basis.smoothness(potential))
+    scale = basis.smoothness(potential)
+    return solve(total(process.parallel_map(function, chunks_of(structures), workers), len(scale)), scale)

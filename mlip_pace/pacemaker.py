@@ -234,23 +234,18 @@ class PacemakerRunner:
         folder = self.folder / LEAST_SQUARES
         folder.mkdir(exist_ok=True)
         kappa = resolve_kappa(train, self.training.kappa)
-        labelled = self._labelled(train)
+        labelled = linear.labelled(train, self.training.weighting)
         begin = time.monotonic()
         state = radial.load(folder) or radial.start(folder, labelled, self.potential, kappa, self.threads)
         iteration = radial.ITERATION * (time.monotonic() - begin)
         if self.refines():
-            watched = self._labelled(test) if test is not None and len(test) else []
+            watched = linear.labelled(test, self.training.weighting) if test is not None and len(test) else []
             state = radial.refine(
                 folder, labelled, watched, kappa, self.training.max_epochs, seed=self.training.seed, workers=self.threads,
                 deadline=self.deadline, longest=iteration, progress=self.progress,
             )  # fmt: skip
         self.linear_start = {"lambda": state.solution.lam, "log_evidence": state.solution.log_evidence}
         return state
-
-    def _labelled(self, frame: pd.DataFrame) -> list[linear.Labelled]:
-        w_energy, w_forces = loss_weights(frame, self.training.weighting)
-        columns = (frame[ATOMS], frame["energy_corrected"], frame["forces"], w_energy, w_forces)
-        return [linear.Labelled(*row) for row in zip(*columns, strict=True)]
 
     def render(self, train: pd.DataFrame, has_test: bool, before: int = 0, start: Path | None = None) -> str:
         """The text of input.yaml, continuing after `before` iterations from the potential `start`."""

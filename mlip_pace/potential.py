@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mlip_pace.basis import calculator_of
 from mlip_pace.errors import OutputError, UnsafeError
-from mlip_pace.evaluate import VOIGT
+from mlip_pace.expansion import VOIGT
 from mlip_pace.pacemaker import TEMPLATES
 from mlip_pace.reference import Reference, lammps_commands
 from mlip_pace.steps import sha256, write_whole

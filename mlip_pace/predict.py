@@ -23,6 +23,7 @@ from mlip_pace.audit import Broken, checked, fully_periodic, labels
 from mlip_pace.basis import Array
 from mlip_pace.dataset import ATOMS, ENERGY, FORCES, STRESS, structures_of
 from mlip_pace.errors import DataError
+from mlip_pace.expansion import VOIGT
 from mlip_pace.potential import intact
 from mlip_pace.readers import find_files
 from mlip_pace.reference import Reference
@@ -74,7 +75,7 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
     part = output.with_name(f".{output.name}.part")
     with part.open("w") as file:
         for atoms, label, (energy, forces, stress, gamma) in zip(structures, rows, predicted, strict=True):
-            results = {"energy": energy, "forces": forces} | ({} if stress is None else {"stress": stress[evaluate.VOIGT]})
+            results = {"energy": energy, "forces": forces} | ({} if stress is None else {"stress": stress[VOIGT]})
             atoms.calc = SinglePointCalculator(atoms, **results)
             if gamma is not None:
                 atoms.arrays["gamma"], atoms.info["max_gamma"] = gamma, float(gamma.max())
@@ -112,7 +113,7 @@ def _predict(
         energy, forces, stress = reference.evaluate(atoms)
         if stress is not None:
             full = np.empty((3, 3))
-            full[evaluate.VOIGT] = full[evaluate.VOIGT[::-1]] = calculator.results["stress"]
+            full[VOIGT] = full[VOIGT[::-1]] = calculator.results["stress"]
             stress = (stress + full) / shrink if given.cell.rank == 3 else None
         energy, forces = calculator.results["energy"] + energy, calculator.results["forces"] + forces
         gamma = None

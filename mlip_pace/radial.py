@@ -17,9 +17,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from itertools import chain
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import numpy as np
 
 from mlip_pace import basis, linear, process
 from mlip_pace.basis import Array
-from mlip_pace.expansion import Expansion, Pair
+from mlip_pace.expansion import Expansion, Integers, Pair
 from mlip_pace.linear import Labelled, Normal, Solution
 from mlip_pace.steps import write_whole
 
@@ -116,7 +115,8 @@ def iterate(
     sample = _sample(structures, size, np.random.default_rng((seed, number)))
     expansion, coefficients = basis.expansion(potential), state.solution.coefficients
     function = partial(jacobian, expansion=expansion, pairs=pairs, coefficients=coefficients, kappa=kappa)
-    normal = reduce(add, process.parallel_map(function, linear.chunks_of(sample), workers))
+    parts = process.parallel_map(function, linear.chunks_of(sample), workers)
+    normal = linear.total(parts, len(columns) + len(coefficients))
     radial = basis.radial_coefficients(potential)
     length = state.trust * float(np.linalg.norm(radial[columns]))
     prior = state.solution.lam / basis.smoothness(potential) ** 2
@@ -137,13 +137,15 @@ def iterate(
 
 def jacobian(
     chunk: Sequence[Labelled], expansion: Expansion, pairs: Sequence[Pair], coefficients: Array, kappa: float
-) -> Normal:
+) -> tuple[Integers, Normal]:
     """The normal equations of a step in C of some pairs of elements and in c together, from c = `coefficients`."""
     rows = expansion.rows((labelled.atoms for labelled in chunk), coefficients, pairs)
-    parts = []
+    together, gaps = [], []
     for labelled, (of_c, of_radial) in zip(chunk, rows, strict=True):
-        parts.append(linear.weighted(labelled, np.hstack([of_radial, of_c]), labelled.target - of_c @ coefficients, kappa))
-    return reduce(add, parts)
+        target = labelled.target
+        together.append(np.hstack([of_radial, of_c]))
+        gaps.append(target - of_c[: len(target)] @ coefficients)
+    return linear.part(chunk, together, gaps, kappa)
 
 
 def _groups(pairs: dict[Pair, slice]) -> list[list[Pair]]:
@@ -214,13 +216,11 @@ def errors(potential: Path, structures: Sequence[Labelled], kappa: float, worker
     chunks = linear.chunks_of(structures)
     predict = basis.Predictor({"filename": str(potential)})
     predicted = process.parallel_map(lambda chunk: [predict(labelled.atoms) for labelled in chunk], chunks, workers)
-    gaps = [p - s.target for p, s in zip(chain.from_iterable(predicted), structures, strict=True)]
+    gaps = [p[: len(s.target)] - s.target for p, s in zip(chain.from_iterable(predicted), structures, strict=True)]
     energy = np.array([gap[0] / len(s.atoms) for gap, s in zip(gaps, structures, strict=True)])
-    forces = np.concatenate([gap[1:] for gap in gaps])
-    w_energy = np.array([s.w_energy for s in structures])
-    w_forces = np.concatenate([np.repeat(s.w_forces, 3) for s in structures])
+    forces = np.concatenate([gap[1 : 1 + 3 * len(s.atoms)] for gap, s in zip(gaps, structures, strict=True)])
     return {
-        "loss": (1 - kappa) * float(w_energy @ energy**2) + kappa * float(w_forces @ forces**2),
+        "loss": sum(float(s.weights(kappa) @ gap**2) for gap, s in zip(gaps, structures, strict=True)),
         "rmse_epa": float(np.sqrt(np.mean(energy**2))),
         "rmse_f_comp": float(np.sqrt(np.mean(forces**2))),
         "mae_epa": float(np.mean(np.abs(energy))),

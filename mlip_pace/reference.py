@@ -33,8 +33,9 @@ import pandas as pd
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
-from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, TRAIN, composition, save_frame
+from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, TRAIN, composition, save_frame
 from mlip_pace.errors import DataError
+from mlip_pace.expansion import VOIGT
 from mlip_pace.neighbours import neighbours
 from mlip_pace.settings import ReferenceSettings
 
@@ -212,7 +213,8 @@ def _by_pair(name: str, given: str | float | dict[str, float], automatic: dict[s
 
 
 def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
-    """`frames` with `energy_corrected` (eV) and `forces` (n, 3) eV/Å: what is left for ACE to learn.
+    """`frames` with what is left for ACE to learn: `energy_corrected` (eV), `forces` (n, 3) eV/Å, and, where there is a
+    stress, `virial` (6,), volume times stress (eV) in Voigt's order.
 
     Raises `DataError` where the rest is beyond what pacemaker takes without changing it by itself.
     """
@@ -220,6 +222,9 @@ def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
     target = frames.copy()
     target["energy_corrected"] = frames[ENERGY] - frames[ENERGY_ATOMS] - [energy for energy, _, _ in references]
     target["forces"] = [dft - ref for dft, (_, ref, _) in zip(frames[FORCES], references, strict=True)]
+    if STRESS in frames:
+        pairs = zip(frames[ATOMS], frames[STRESS], references, strict=True)
+        target["virial"] = [None if s is None else a.get_volume() * (s - ref)[VOIGT] for a, s, (_, _, ref) in pairs]
     per_atom = target.energy_corrected / frames[ATOMS].map(len)
     for extreme, row in ((per_atom.min(), per_atom.idxmin()), (per_atom.max(), per_atom.idxmax())):
         if not LOWEST_TARGET <= extreme <= HIGHEST_TARGET:

@@ -25,8 +25,9 @@ from ase.units import GPa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mlip_pace import basis, evaluate, figures, process
+from mlip_pace import basis, figures, process
 from mlip_pace.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS, composition
+from mlip_pace.expansion import VOIGT
 from mlip_pace.figures import Array, Layer, Panel, cells, rounded
 from mlip_pace.neighbours import neighbours
 from mlip_pace.pacemaker import LEAST_SQUARES
@@ -254,7 +255,7 @@ def labels_and_predictions(frame: pd.DataFrame) -> dict[str, tuple[Array, Array]
     if STRESS in frame:
         both = frame[[d is not None and p is not None for d, p in zip(frame[STRESS], frame.stress_pred, strict=True)]]
         if len(both):
-            dft, ace = (np.array([s[evaluate.VOIGT] for s in both[column]]).ravel() / GPa for column in (STRESS, "stress_pred"))
+            dft, ace = (np.array([s[VOIGT] for s in both[column]]).ravel() / GPa for column in (STRESS, "stress_pred"))
             found["stress"] = (dft, ace)
     return found
 

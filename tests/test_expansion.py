@@ -67,7 +67,7 @@ def test_functions_and_rows_are_those_of_pyace(name):
             expected[first[symbol] : first[symbol] + values.shape[1]] = theirs.sum(axis=0)
         forces = np.array(calculator.forces_bfuncs).transpose(0, 2, 1).reshape(3 * len(atoms), -1)
         np.testing.assert_allclose(row[0], expected, atol=1e-7 * max(1, np.abs(expected).max()))
-        np.testing.assert_allclose(row[1:], forces, atol=1e-6 * max(1, np.abs(forces).max()))
+        np.testing.assert_allclose(row[1:-6], forces, atol=1e-6 * max(1, np.abs(forces).max()))
 
 
 def test_harmonics_are_scipys_and_their_gradients_along_the_sphere():

@@ -1,6 +1,7 @@
 """Linear start, loss weights, input.yaml, the core below the data."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,8 @@ def test_design_rows_times_coefficients_are_energies_and_forces(tmp_path, target
     predictions = map(basis.Predictor({"filename": str(tmp_path / "p.yaml")}), structures)
     for atoms, rows, predicted in zip(structures, basis.design_rows(section, structures), predictions, strict=True):
         calculator.calculate(atoms)
-        results = np.concatenate([[calculator.results["energy"]], calculator.results["forces"].ravel()])
+        energy, forces, stress = (calculator.results[name] for name in ("energy", "forces", "stress"))
+        results = np.concatenate([[energy], forces.ravel(), atoms.get_volume() * stress])
         np.testing.assert_allclose(rows @ coefficients, results, atol=1e-7)
         np.testing.assert_allclose(predicted, results, atol=1e-9)
 
@@ -71,12 +73,10 @@ def test_radial_rows_are_derivatives_by_radial_coefficients(tmp_path, target, po
 
 def labelled(target, potential, coefficients):
     """Structures whose labels are exactly those of a linear ACE with these coefficients."""
-    atoms = list(target[dataset.ATOMS])
-    w_energy, w_forces = loss_weights(target, "uniform")
-    rows = basis.design_rows(potential, atoms)
+    rows = [of_structure @ coefficients for of_structure in basis.design_rows(potential, target[dataset.ATOMS])]
     return [
-        linear.Labelled(a, float(r[0] @ coefficients), (r[1:] @ coefficients).reshape(-1, 3), we, wf)
-        for a, r, we, wf in zip(atoms, rows, w_energy, w_forces, strict=True)
+        replace(one, energy=float(row[0]), forces=row[1:-6].reshape(-1, 3), virial=row[-6:])
+        for one, row in zip(linear.labelled(target), rows, strict=True)
     ]
 
 
@@ -104,8 +104,7 @@ def test_the_number_of_workers_does_not_change_a_bit(tmp_path, target, potential
 
 
 def test_variable_projection_lowers_the_loss_and_continues_where_it_stopped(tmp_path, target, potential):
-    columns = (target[dataset.ATOMS], target.energy_corrected, target.forces, *loss_weights(target, "uniform"))
-    structures = [linear.Labelled(*row) for row in zip(*columns, strict=True)]
+    structures = linear.labelled(target)
     for name, stops in (("through", [3]), ("stopped", [1, 3])):
         (tmp_path / name).mkdir()
         start = radial.start(tmp_path / name, structures, potential, 0.1)
@@ -126,7 +125,7 @@ def test_more_regularisation_for_noisier_labels(target, potential):
     rng, lambdas = np.random.default_rng(3), []
     for noise in (1e-3, 1.0):
         structures = [
-            linear.Labelled(s.atoms, s.energy, s.forces + rng.normal(0, noise, s.forces.shape), s.w_energy, s.w_forces)
+            replace(s, forces=s.forces + rng.normal(0, noise, s.forces.shape))
             for s in labelled(target, potential, np.ones(40) * basis.smoothness(potential))
         ]
         lambdas.append(linear.fit(structures, potential, 0.5).lam)
