@@ -119,7 +119,7 @@ def design_rows(potential: dict[str, Any], structures: Iterable[Atoms]) -> Itera
 
     Columns are the functions of the elements in the order of the basis; times the coefficients they give eV, eV/Å and eV.
     """
-    return (rows for rows, _ in expansion(potential).rows(structures))
+    return (rows for rows, _ in expansion(potential).rows(structures, stress=True))
 
 
 def radial_pairs(potential: dict[str, Any]) -> dict[Pair, slice]:

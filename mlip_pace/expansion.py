@@ -164,21 +164,22 @@ class Expansion:
                 yield {self.elements[s]: values[s][span][species == s] for s in np.unique(species)}
 
     def rows(
-        self, structures: Iterable[Atoms], coefficients: Array | None = None, pairs: Sequence[Pair] = ()
-    ) -> Iterator[tuple[Array, Array]]:
-        """For each structure the derivatives of energy, forces and virial by c, and by C for c = `coefficients`.
+        self, structures: Iterable[Atoms], coefficients: Array | None = None, pairs: Sequence[Pair] = (), stress: bool = False
+    ) -> Iterator[tuple[Array, Array]]:  # fmt: skip
+        """For each structure the derivatives of energy, forces and, with `stress`, virial by c and, for c = `coefficients`, by C.
 
-        They are (1 + 3 n + 6, functions) and (1 + 3 n + 6, radial coefficients), the latter those of the `pairs` of elements,
-        one after the other. The virial is ∂E/∂ε (eV) for the strains ε of Voigt's xx, yy, zz, yz, xz, xy: volume times stress.
+        They are (1 + 3 n [+ 6], functions) and (1 + 3 n [+ 6], radial coefficients), the latter those of the `pairs` of
+        elements, one after the other. The virial is ∂E/∂ε (eV) for the strains ε of Voigt's xx, yy, zz, yz, xz, xy: volume
+        times stress.
         """
         ends = np.cumsum([0, *self.counts])
         columns = [slice(first, last) for first, last in pairwise(ends)]  # of each element's functions
         curvatures = [] if coefficients is None else [self._curvatures(e, coefficients[c]) for e, c in enumerate(columns)]
         for joined in self._joined(structures):
-            of_c = _Rows(len(joined.species), ends[-1])
-            of_radial = _Rows(len(joined.species), sum(math.prod(self.shapes[pair]) for pair in pairs))
+            of_c = _Rows(len(joined.species), ends[-1], stress)
+            of_radial = _Rows(len(joined.species), sum(math.prod(self.shapes[pair]) for pair in pairs), stress)
             for element, centres in self._blocks(joined):
-                surroundings = self._surroundings(joined, element, centres, bool(pairs))
+                surroundings = self._surroundings(joined, element, centres, bool(pairs), stress)
                 densities = self._densities([seen.x for seen in surroundings])
                 of_c.energies[centres, columns[element]] = self._values(element, densities)
                 slopes = _applied(self.slopes[element], self._products(element, densities, but=1))
@@ -346,9 +347,9 @@ class Expansion:
         return _Bonds(centre, joined.neighbour[chosen], distance, direction, g, dg, *harmonics(direction, self.lmax))
 
     def _surroundings(
-        self, joined: _Joined, element: int, centres: Integers, of_radial: bool
+        self, joined: _Joined, element: int, centres: Integers, of_radial: bool, stress: bool
     ) -> list[_Surroundings]:  # fmt: skip
-        """Of some centres of one element, for each element of neighbours; g_k Y_lm only if it is asked for."""
+        """Of some centres of one element, for each element of neighbours; g_k Y_lm and strains only if they are asked for."""
         found = []
         for other in range(len(self.elements)):
             bonds = self._bonds(joined, element, other, centres)
@@ -361,7 +362,7 @@ class Expansion:
                 sums = _summed(bonds.g[:, :, None] * bonds.y[:, None, :], bonds.centre, len(centres))
                 gradients = bonds.direction[:, :, None, None] * (bonds.dg[:, :, None] * bonds.y[:, None, :])[:, None]
                 gradients += (bonds.g / bonds.distance[:, None])[:, None, :, None] * bonds.dy[:, :, None, :]
-            strains, strained = (_strained(bonds, moved, len(centres)) for moved in (moves, gradients))
+            strains, strained = (_strained(bonds, moved, len(centres), stress) for moved in (moves, gradients))
             moves, gradients = (_summed(moved, link, len(links)) for moved in (moves, gradients))
             first = np.searchsorted(links, np.arange(len(centres) + 1) * atoms)
             found.append(_Surroundings(x, moves, strains, sums, gradients, strained, links % atoms, first))
@@ -433,12 +434,12 @@ class _Entries:
 
 
 class _Rows:
-    """Rows under construction: energies (atoms, columns), virials (atoms, 6, columns) by centre, forces (atoms, 3, columns)."""
+    """Rows under construction: of energies (atoms, columns) and virials (atoms, 6, columns) by centre, of forces by atom."""
 
-    def __init__(self, atoms: int, columns: int) -> None:
+    def __init__(self, atoms: int, columns: int, stress: bool) -> None:
         self.energies = np.zeros((atoms, columns))
         self.forces = np.zeros((atoms, 3, columns))
-        self.virials = np.zeros((atoms, 6, columns))
+        self.virials = np.zeros((atoms, 6 if stress else 0, columns))
 
     def add(self, centre: int, atoms: Integers, columns: slice, by_place: Array, by_strain: Array) -> None:
         """A centre's energy by the places (atoms, 3, columns) of different atoms that it sees, and by strain (6, columns)."""
@@ -451,8 +452,10 @@ class _Rows:
         return np.concatenate([self.energies[span].sum(axis=0)[None], *self.forces[span], self.virials[span].sum(axis=0)])
 
 
-def _strained(bonds: _Bonds, moves: Array, centres: int) -> Array:
+def _strained(bonds: _Bonds, moves: Array, centres: int, stress: bool) -> Array:
     """The derivatives (centres, 6, ...) by the strain, which moves neighbours by ε r, from those by places (bonds, 3, ...)."""
+    if not stress:
+        return np.empty((centres, 0, *moves.shape[2:]))
     vector = (bonds.direction * bonds.distance[:, None]).reshape(-1, 3, *[1] * (moves.ndim - 2))
     return np.stack([_summed(vector[:, a] * moves[:, b], bonds.centre, centres) for a, b in zip(*VOIGT, strict=True)], axis=1)
 

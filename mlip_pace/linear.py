@@ -108,9 +108,14 @@ def total(parts: Iterable[tuple[Integers, Normal]], size: int) -> Normal:
     return Normal(matrix, vector, square, rows)
 
 
+def has_stress(chunk: Sequence[Labelled]) -> bool:
+    """Whether one of the structures has a virial to be fitted."""
+    return any(labelled.virial is not None for labelled in chunk)
+
+
 def accumulate(chunk: Sequence[Labelled], expansion: Expansion, kappa: float) -> tuple[Integers, Normal]:
     """The normal equations of some structures, by `part`."""
-    rows = [of_c for of_c, _ in expansion.rows(labelled.atoms for labelled in chunk)]
+    rows = [of_c for of_c, _ in expansion.rows((labelled.atoms for labelled in chunk), stress=has_stress(chunk))]
     return part(chunk, rows, [labelled.target for labelled in chunk], kappa)
 
 

@@ -139,7 +139,7 @@ def jacobian(
     chunk: Sequence[Labelled], expansion: Expansion, pairs: Sequence[Pair], coefficients: Array, kappa: float
 ) -> tuple[Integers, Normal]:
     """The normal equations of a step in C of some pairs of elements and in c together, from c = `coefficients`."""
-    rows = expansion.rows((labelled.atoms for labelled in chunk), coefficients, pairs)
+    rows = expansion.rows((labelled.atoms for labelled in chunk), coefficients, pairs, linear.has_stress(chunk))
     together, gaps = [], []
     for labelled, (of_c, of_radial) in zip(chunk, rows, strict=True):
         target = labelled.target
