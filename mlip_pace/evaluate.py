@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ase import Atoms
+from ase.units import GPa
 
 from mlip_pace import basis, process
 from mlip_pace.basis import Array
@@ -20,6 +21,8 @@ from mlip_pace.expansion import VOIGT
 from mlip_pace.reference import Reference
 from mlip_pace.settings import EvaluateSettings
 
+DOUBTFUL = 0.5  # of the spread of stresses: errors beyond it are those of the labels
+SMALL_STRESS = 1.0 * GPa  # eV/Å^3; errors below it are errors of DFT
 CHUNK = 16  # structures that a worker takes at a time
 
 
@@ -90,7 +93,22 @@ def score(
     save_frame(frame, folder / "predictions.pckl.gzip")
     by_subset: dict[str, Any] = {name: errors(rows) for name, rows in frame.groupby("subset")}
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
-    return {"errors": by_subset, "errors_by_config_type": by_type, "missed": _missed(by_subset.get("test"), gate)}
+    missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
+    return {"errors": by_subset, "errors_by_config_type": by_type, "missed": missed, "warnings": warnings}
+
+
+def _doubts(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
+    """What the errors of the training data say about their labels."""
+    if "stress_rmse" not in errors:
+        return []
+    spread = float(np.std([stress[VOIGT] for stress in train[STRESS] if stress is not None]))
+    if errors["stress_rmse"] < max(DOUBTFUL * spread, SMALL_STRESS):
+        return []
+    return [
+        "the stresses of the training data do not go with their energies and forces: errors of "
+        f"{errors['stress_rmse'] / GPa:.3g} GPa (RMSE), they themselves vary by {spread / GPa:.3g}; mind their sign (tension "
+        "positive), unit and order, or leave them out: MLIP_PACE_DATA_STRESS_KEY=none"
+    ]
 
 
 def _missed(test: dict[str, float] | None, gate: EvaluateSettings) -> list[str]:

@@ -164,9 +164,10 @@ class Expansion:
                 yield {self.elements[s]: values[s][span][species == s] for s in np.unique(species)}
 
     def rows(
-        self, structures: Iterable[Atoms], coefficients: Array | None = None, pairs: Sequence[Pair] = (), stress: bool = False
+        self, structures: Iterable[Atoms], coefficients: Array | None = None, pairs: Sequence[Pair] = (),
+        stress: bool = False,
     ) -> Iterator[tuple[Array, Array]]:  # fmt: skip
-        """For each structure the derivatives of energy, forces and, with `stress`, virial by c and, for c = `coefficients`, by C.
+        """For each structure the derivatives of energy, forces and, with `stress`, virial by c, and by C for c = coefficients.
 
         They are (1 + 3 n [+ 6], functions) and (1 + 3 n [+ 6], radial coefficients), the latter those of the `pairs` of
         elements, one after the other. The virial is ∂E/∂ε (eV) for the strains ε of Voigt's xx, yy, zz, yz, xz, xy: volume

@@ -349,7 +349,7 @@ def _metadata(
             "files": [{"name": name, "format": formats[name], "sha256": digest} for name, digest in digests.items()],
             **{key: collected[key] for key in ("read", "used", "train", "test", "atoms", "keys", "left_out")},
         },
-        "warnings": [warning for stage in every for warning in stage.summary.get("warnings", [])],
+        "warnings": [warning for summary in (*(s.summary for s in every), scores) for warning in summary.get("warnings", [])],
         "versions": versions(),
         "settings": {name: {"value": value, "from": settings.origins.get(name, "default")} for name, value in values.items()},
         "hardware": {

@@ -117,7 +117,7 @@ class DataSettings(Group):
     test_fraction: float = setting(0.05, "held out of PATH, by group, if there is no TEST_PATH", ge=0, lt=1)
     energy_key: str = setting("auto", "key of the energy in extended XYZ, .db, .json")
     forces_key: str = setting("auto", "key of the forces")
-    stress_key: str = setting("auto", "key of the stress")
+    stress_key: str = setting("auto", "key of the stress; `none`: there is none, it is not fitted")
     e0: E0 = setting("auto", "`auto` (isolated atoms, else least squares), `none`, or `Al:-0.12,Cu:-0.2`", "eV")
     max_force: Positive | None = setting(None, "leave out structures with a larger force on an atom", "eV/Å")
     max_energy: Positive | None = setting(None, "leave out structures further above the lowest energy", "eV/atom")

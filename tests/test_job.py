@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from ase.units import GPa
 from conftest import EXAMPLES as DATA
 from conftest import environment, mlip_pace
 
@@ -412,3 +413,25 @@ def test_the_same_inputs_give_the_same_potential_byte_for_byte(tmp_path):
         assert code == 0, events
     one, two = ((tmp_path / str(threads) / "potential.yace").read_bytes() for threads in (1, 2))
     assert one == two
+
+
+@pytest.mark.parametrize(("sign", "key"), [(1, "auto"), (-1, "auto"), (-1, "none")])
+def test_stresses_are_fitted_and_doubted_where_they_do_not_go_with_the_energies(tmp_path, al_mg, sign, key):
+    for atoms in al_mg:
+        if "stress" in atoms.calc.results:
+            atoms.calc.results["stress"] *= sign
+    write(tmp_path / "data.extxyz", al_mg)
+    code, _, _ = mlip_pace(tmp_path / "out", tmp_path / "data.extxyz", BASIS_FUNCTIONS=60, DATA_STRESS_KEY=key)
+    metadata = Potential.load(tmp_path / "out" / "potential.json").metadata
+    assert code == 0
+    doubts = [warning for warning in metadata["warnings"] if "stresses of the training data do not go" in warning]
+    errors = metadata["errors"]["train"]
+    if key == "none":
+        assert not doubts
+        assert "stress_rmse" not in errors
+    elif sign == 1:
+        assert not doubts
+        assert errors["stress_rmse"] < 0.2 * GPa
+    else:
+        assert len(doubts) == 1
+        assert "MLIP_PACE_DATA_STRESS_KEY=none" in doubts[0]
