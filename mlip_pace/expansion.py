@@ -2,14 +2,13 @@
 
 pyace computes energy and forces for one set of coefficients fast, their derivatives by every coefficient slowly. Here they come
 from matrix products over all functions at once; the basis itself (functions, coupling coefficients, radial functions) is read
-from pyace, and tests compare with its values. In the notation of R. Drautz, Phys. Rev. B 99, 014104 (2019):
+from pyace, and tests compare with its values. `functions.py` has the functions B of the variables x; here the x are made from
+places of atoms:
 
-    A_nlm = Σ_j R_nl(r_j) Y_lm(r_j),    R_nl = Σ_k C_nlk g_k,    B = Σ_ms C_ms Re Π A_nlm,    E = Σ_atoms Σ_functions c B
+    A_nlm = Σ_j R_nl(r_j) Y_lm(r_j),    R_nl = Σ_k C_nlk g_k,    E = Σ_atoms Σ_functions c B
 
-The variables x of an atom are, for each element of neighbours, Σ_j g_k(r_j), of which functions of one neighbour are made, and
-the real and imaginary parts of A with m >= 0 (A_nl-m is (-1)^m times the conjugate of A_nlm). Forces follow by the chain rule
-from ∂B/∂x, derivatives of forces by C from ∂²B/∂x∂x. √4π Y_lm takes the place of Y_lm, as in pyace. Distances in Å, energies
-in eV.
+Forces and virial follow by the chain rule from ∂B/∂x, their derivatives by C from ∂²B/∂x∂x. √4π Y_lm takes the place of Y_lm,
+as in pyace. Distances in Å, energies in eV.
 """
 
 from __future__ import annotations
@@ -17,69 +16,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
-from itertools import combinations, combinations_with_replacement, pairwise, product
+from itertools import combinations_with_replacement, pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from ase import Atoms
-from numpy.polynomial import Legendre, Polynomial
 from scipy.interpolate import CubicHermiteSpline
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csr_array
 
+from mlip_pace.functions import Array, Functions, Integers, Variables
+from mlip_pace.harmonics import harmonics
 from mlip_pace.neighbours import neighbours
 
-Array = npt.NDArray[np.float64]
-Complex = npt.NDArray[np.complex128]
-Integers = npt.NDArray[np.int64]
 Pair = tuple[int, int]  # numbers of two elements, the smaller first
 
 VOIGT = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])  # rows and columns of xx, yy, zz, yz, xz, xy
 GRID = 0.002  # Å between the points of the splines of g_k
 ATOMS_IN_BATCH = 64  # small structures are worked on together
 CENTRES_IN_BLOCK = 64  # and large ones in parts
-
-
-@cache
-def _legendre(lmax: int) -> tuple[Integers, Integers, Array, Array]:
-    """l and m >= 0 (lm,), and the coefficients (power of z, lm) of √4π Y_lm/(x + iy)^m and of its derivative by z."""
-    pairs = [(l, m) for l in range(lmax + 1) for m in range(l + 1)]  # noqa: E741
-    tables = np.zeros((2, lmax + 1, len(pairs)))
-    for n, (l, m) in enumerate(pairs):  # noqa: E741
-        norm = math.sqrt((2 * l + 1) * math.factorial(l - m) / math.factorial(l + m))
-        polynomial = norm * Legendre.basis(l).deriv(m).convert(kind=Polynomial)
-        for table, made in zip(tables, (polynomial, polynomial.deriv()), strict=True):
-            table[: len(made.coef), n] = made.coef
-    l, m = np.array(pairs).T  # noqa: E741
-    return l, m, *tables
-
-
-def harmonics(directions: Array, lmax: int) -> tuple[Array, Array]:
-    """√4π Y_lm at unit vectors (n, 3): values (n, lm) and gradients on the unit sphere (n, 3, lm).
-
-    lm runs over l, and for each l over m = 0, Re 1, Im 1, Re 2, ...: l^2 .. (l + 1)^2 - 1.
-    """
-    l, m, table, slopes = _legendre(lmax)  # noqa: E741
-    x, y, z = directions.T
-    powers, around = np.vander(z, lmax + 1, increasing=True), np.vander(x + 1j * y, lmax + 1, increasing=True)
-    legendre, along, lower = powers @ table, around[:, m], m * around[:, np.maximum(m - 1, 0)]
-    by_x = legendre * lower
-    complex_ = np.stack([legendre * along, by_x, 1j * by_x, (powers @ slopes) * along], axis=1)
-    real = np.empty((len(directions), 4, (lmax + 1) ** 2))
-    real[:, :, l**2 + np.maximum(2 * m - 1, 0)] = complex_.real
-    real[:, :, (l**2 + 2 * m)[m > 0]] = complex_.imag[:, :, m > 0]
-    cartesian = real[:, 1:]
-    outward = (directions[:, None, :] @ cartesian)[:, 0]
-    return real[:, 0], cartesian - directions[:, :, None] * outward[:, None, :]
-
-
-@dataclass(frozen=True)
-class _Terms:
-    """The products of one order."""
-
-    factors: Integers  # (order, terms): numbers of A
-    mixing: csr_array  # (functions, terms): C_ms
 
 
 @dataclass(frozen=True)
@@ -132,7 +86,8 @@ class Expansion:
         self.elements = list(basis.elements_name)
         self.cutoff = float(basis.cutoffmax)
         self.nk, self.nr, self.lmax = int(basis.nradbase), int(basis.nradmax), int(basis.lmax)
-        self.width = self.nk + self.nr * (self.lmax + 1) ** 2  # variables for each element of neighbours
+        self.variables = Variables(len(self.elements), self.nk, self.nr, self.lmax)
+        self.width = self.variables.width
         self.splines: dict[Pair, CubicHermiteSpline] = {}
         self.cutoffs: dict[Pair, float] = {}
         self.radial: dict[Pair, Array] = {}  # C_nlk
@@ -145,11 +100,9 @@ class Expansion:
             self.radial[pair][:n, :l, :k] = given
             self.cutoffs[pair] = float(bond.rcut)
             self.splines[pair] = self._spline(basis.radial_functions, pair, bond.rcut)
-        self.parts, self.along = self._parts()
-        functions = [[*one, *more] for one, more in zip(basis.basis_rank1, basis.basis, strict=True)]
-        self.counts = [len(several) for several in functions]
-        self.terms = [self._terms(several, len(one)) for several, one in zip(functions, basis.basis_rank1, strict=True)]
-        self.slopes = [self._slopes(element) for element in range(len(self.elements))]
+        by_element = zip(basis.basis_rank1, basis.basis, strict=True)
+        self.of_element = [Functions([*one, *more], len(one), self.variables) for one, more in by_element]
+        self.counts = [functions.count for functions in self.of_element]
 
     def functions(self, structures: Iterable[Atoms]) -> Iterator[dict[str, Array]]:
         """The basis functions of every atom: for each structure, by element, an array (atoms of it, functions)."""
@@ -158,7 +111,8 @@ class Expansion:
             for element, centres in self._blocks(joined):
                 bonds = [self._bonds(joined, element, s, centres) for s in range(len(self.elements))]
                 x = [_summed(self._variables(element, s, of), of.centre, len(centres)) for s, of in enumerate(bonds)]
-                values[element][centres] = self._values(element, self._densities(x))
+                densities = self.variables.densities(np.concatenate(x, axis=1))
+                values[element][centres] = self.of_element[element].values(densities)
             for span in joined.spans:
                 species = joined.species[span]
                 yield {self.elements[s]: values[s][span][species == s] for s in np.unique(species)}
@@ -175,26 +129,27 @@ class Expansion:
         """
         ends = np.cumsum([0, *self.counts])
         columns = [slice(first, last) for first, last in pairwise(ends)]  # of each element's functions
-        curvatures = [] if coefficients is None else [self._curvatures(e, coefficients[c]) for e, c in enumerate(columns)]
+        curvatures = []
+        if coefficients is not None:
+            curvatures = [f.curvature(coefficients[c]) for f, c in zip(self.of_element, columns, strict=True)]
         for joined in self._joined(structures):
             of_c = _Rows(len(joined.species), ends[-1], stress)
             of_radial = _Rows(len(joined.species), sum(math.prod(self.shapes[pair]) for pair in pairs), stress)
             for element, centres in self._blocks(joined):
                 surroundings = self._surroundings(joined, element, centres, bool(pairs), stress)
-                densities = self._densities([seen.x for seen in surroundings])
-                of_c.energies[centres, columns[element]] = self._values(element, densities)
-                slopes = _applied(self.slopes[element], self._products(element, densities, but=1))
+                functions = self.of_element[element]
+                densities = self.variables.densities(np.concatenate([seen.x for seen in surroundings], axis=1))
+                of_c.energies[centres, columns[element]] = functions.values(densities)
                 bends: Iterable[Array] = [np.empty(0)] * len(centres)
                 if coefficients is not None:
-                    bends = _applied(curvatures[element], self._products(element, densities, but=2))
-                for n, (centre, slope, bend) in enumerate(zip(centres, slopes, bends, strict=True)):
-                    by_x = slope.reshape(-1, self.counts[element])  # (variables, functions)
+                    bends = functions.bends(curvatures[element], densities)
+                for n, (centre, by_x, by_xx) in enumerate(zip(centres, functions.slopes(densities), bends, strict=True)):
                     for s, seen in enumerate(surroundings):
                         block = by_x[s * self.width : (s + 1) * self.width]
                         by_place = _product(seen.moves[seen.links(n)], block)
                         of_c.add(centre, seen.atoms[seen.links(n)], columns[element], by_place, seen.strains[n] @ block)
                     if coefficients is not None:
-                        along, by_xx = by_x @ coefficients[columns[element]], bend.reshape(len(by_x), len(by_x))
+                        along = by_x @ coefficients[columns[element]]
                         self._add_radial(of_radial, pairs, element, n, centre, surroundings, along, by_xx)
             for span in joined.spans:
                 yield of_c.of(span), of_radial.of(span)
@@ -247,68 +202,6 @@ class Expansion:
             values.append(np.array(functions.gr))
             slopes.append(np.array(functions.dgr))
         return CubicHermiteSpline(grid, np.array(values), np.array(slopes))
-
-    def _terms(self, functions: Sequence[Any], rank1: int) -> list[_Terms]:
-        """The products of which the functions of one element are made, by order."""
-        orders: dict[int, dict[tuple[Any, ...], dict[int, float]]] = {}
-        for k, function in enumerate(functions):
-            for ms, coupling in zip(function.ms_combs, function.gen_cgs, strict=True):
-                ls = function.ls if k >= rank1 else [-1]
-                term = tuple(sorted(zip(function.mus, function.ns, ls, ms, strict=True)))
-                made = orders.setdefault(len(ms), {}).setdefault(term, {})
-                made[k] = made.get(k, 0.0) + coupling
-        found = []
-        for order, terms in sorted(orders.items()):
-            factors = np.array([[self._place(*factor) for factor in term] for term in terms]).T
-            entries = [(k, t, value) for t, made in enumerate(terms.values()) for k, value in made.items()]
-            rows, columns, values = zip(*entries, strict=True)
-            mixing = csr_array((values, (rows, columns)), shape=(len(functions), len(terms)))
-            found.append(_Terms(factors.reshape(order, len(terms)), mixing))
-        return found
-
-    def _place(self, element: int, n: int, l: int, m: int) -> int:  # noqa: E741
-        """The number of A_nlm, or for l = -1 of Σ_j g_n: A_nlm and A_nl-m, m > 0, are where Re A_nlm and Im A_nlm are in x."""
-        if l < 0:
-            return element * self.width + n - 1
-        return element * self.width + self.nk + self.nr * l**2 + (n - 1) * (2 * l + 1) + max(0, 2 * abs(m) - (m > 0))
-
-    def _parts(self) -> tuple[Integers, Complex]:
-        """A = along[0] x[parts[0]] + along[1] x[parts[1]]: both (2, variables)."""
-        parts = np.tile(np.arange(len(self.elements) * self.width), (2, 1))
-        along = np.array([[1.0 + 0j], [0j]]).repeat(parts.shape[1], axis=1)
-        for element, n, l in product(range(len(self.elements)), range(1, self.nr + 1), range(self.lmax + 1)):  # noqa: E741
-            for m in range(1, l + 1):
-                plus, minus = self._place(element, n, l, m), self._place(element, n, l, -m)
-                parts[:, plus] = parts[:, minus] = plus, minus
-                along[:, plus] = 1, 1j
-                along[:, minus] = (-1) ** m, -1j * (-1) ** m
-        return parts, along
-
-    def _slopes(self, element: int) -> csc_array:
-        """From the products without one factor to ∂B/∂x (variables functions,)."""
-        entries, count = _Entries(), self.counts[element]
-        for terms in self.terms[element]:
-            mixing = terms.mixing.tocoo()
-            k, t = mixing.coords
-            for factor in terms.factors:
-                for x, along in zip(self.parts[:, factor[t]], self.along[:, factor[t]], strict=True):
-                    entries.add(x * count + k, t, mixing.data * along)
-                entries.next_products(len(factor))
-        return entries.matrix(len(self.elements) * self.width * count)
-
-    def _curvatures(self, element: int, c: Array) -> csc_array:
-        """From the products without two factors to Σ c ∂²B/∂x∂x (variables variables,)."""
-        entries, variables = _Entries(), len(self.elements) * self.width
-        for terms in self.terms[element]:
-            weight, t = terms.mixing.T @ c, np.arange(terms.factors.shape[1])
-            for one, other in combinations(terms.factors, 2):
-                for i, j in product((0, 1), repeat=2):
-                    x, y = self.parts[i, one], self.parts[j, other]
-                    along = weight * self.along[i, one] * self.along[j, other]
-                    entries.add(x * variables + y, t, along)
-                    entries.add(y * variables + x, t, along)
-                entries.next_products(len(t))
-        return entries.matrix(variables**2)
 
     def _joined(self, structures: Iterable[Atoms]) -> Iterator[_Joined]:
         batch: list[Atoms] = []
@@ -388,51 +281,6 @@ class Expansion:
             parts.append(made.reshape(*many, self.nr * (2 * l + 1)))
         return np.concatenate(parts, axis=-1)
 
-    def _densities(self, x: list[Array]) -> Complex:
-        """A (centres, variables) from the variables by element of neighbours."""
-        together = np.concatenate(x, axis=1)
-        densities: Complex = self.along[0] * together[:, self.parts[0]] + self.along[1] * together[:, self.parts[1]]
-        return densities
-
-    def _values(self, element: int, densities: Complex) -> Array:
-        """B (centres, functions)."""
-        products = self._products(element, densities, but=0)
-        values: Array = sum(terms.mixing @ made.real.T for terms, made in zip(self.terms[element], products, strict=True)).T
-        return values
-
-    def _products(self, element: int, densities: Complex, but: int) -> Iterator[Complex]:
-        """The products (centres, terms) of all factors of each order but none, one or two, in every way."""
-        for terms in self.terms[element]:
-            factors = [np.take(densities, factor, axis=1) for factor in terms.factors]
-            for left_out in combinations(range(len(factors)), but):
-                kept = [factor for n, factor in enumerate(factors) if n not in left_out]
-                yield reduce(np.multiply, kept) if kept else np.ones_like(factors[0])
-
-
-class _Entries:
-    """The entries of a sparse matrix whose columns are real and imaginary parts of products, one kind after the other."""
-
-    def __init__(self) -> None:
-        self.rows: list[Integers] = []
-        self.columns: list[Integers] = []
-        self.data: list[Array] = []
-        self.width = 0
-
-    def add(self, rows: Integers, product: Integers, along: Complex) -> None:
-        """Re(along product) of products of the present kind."""
-        for offset, data in ((0, along.real), (1, -along.imag)):
-            self.rows.append(rows)
-            self.columns.append(self.width + 2 * product + offset)
-            self.data.append(data)
-
-    def next_products(self, count: int) -> None:
-        self.width += 2 * count
-
-    def matrix(self, height: int) -> csc_array:
-        rows, columns, data = (np.concatenate([*parts, []]) for parts in (self.rows, self.columns, self.data))
-        entries = data != 0
-        return csc_array((data[entries], (rows[entries].astype(int), columns[entries].astype(int))), shape=(height, self.width))
-
 
 class _Rows:
     """Rows under construction: of energies (atoms, columns) and virials (atoms, 6, columns) by centre, of forces by atom."""
@@ -476,9 +324,3 @@ def _summed(values: Array, place: Integers, count: int) -> Array:
 def _product(several: Array, matrix: Array) -> Array:
     """(..., n) times (n, m) as one product: NumPy would make one of each of the matrices in `several`."""
     return (several.reshape(-1, len(matrix)) @ matrix).reshape(*several.shape[:-1], matrix.shape[1])
-
-
-def _applied(matrix: csc_array, products: Iterator[Complex]) -> Iterator[Array]:
-    """A matrix of `_Entries` times the products, for one centre after the other."""
-    stacked = np.concatenate(list(products), axis=1)
-    return (matrix @ parts for parts in stacked.view(np.float64))

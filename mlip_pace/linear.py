@@ -26,7 +26,8 @@ from ase import Atoms
 from mlip_pace import basis, process
 from mlip_pace.basis import Array
 from mlip_pace.dataset import ATOMS
-from mlip_pace.expansion import Expansion, Integers
+from mlip_pace.expansion import Expansion
+from mlip_pace.functions import Integers
 from mlip_pace.weights import loss_weights
 
 # Atoms that a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.

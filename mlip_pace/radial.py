@@ -26,7 +26,8 @@ import numpy as np
 
 from mlip_pace import basis, linear, process
 from mlip_pace.basis import Array
-from mlip_pace.expansion import Expansion, Integers, Pair
+from mlip_pace.expansion import Expansion, Pair
+from mlip_pace.functions import Integers
 from mlip_pace.linear import Labelled, Normal, Solution
 from mlip_pace.steps import write_whole
 

@@ -11,7 +11,7 @@ from pyace.evaluator import ACEBEvaluator
 from scipy.special import sph_harm_y
 
 from mlip_pace import basis
-from mlip_pace.expansion import harmonics
+from mlip_pace.harmonics import harmonics
 from mlip_pace.settings import BasisSettings
 
 
