@@ -4,17 +4,19 @@
 
 Parts: `mlip-pace` (the linear solve, and the default settings stopped after 60 s and 300 s), `pacemaker` (its own template, the
 same cutoff and number of functions, from zero, stopped after `--minutes`), `ace-jax` (`aj fit`, and ourselves with as many
-functions), `workers` (the least squares alone, by one and by two processes), `rows` (the design rows by pyace and by us),
-`predict` (all structures, by `mlip-pace predict` and by pacemaker), `collect` (a VASP tree, by `pace_collect` and by us),
-`growth` (the linear solve on 1, 4 and 16 times the data, displaced by noise of 0.01 Å). Errors are MAE on TEST, in meV/atom and
-eV/Å, of the files as a user gets them; seconds are those of whole processes; memory is the largest process.
+functions), `workers` (normal equations, by one and by two processes), `rows` (the design rows by pyace and by us), `predict`
+(all structures, by `mlip-pace predict` and by pacemaker), `collect` (a VASP tree, by `pace_collect` and by us), `growth` (the
+linear solve on 1, 4 and 16 times the data, displaced by noise of 0.01 Å, and its memory). Errors are MAE on TEST, in meV/atom
+and eV/Å, of the files as a user gets them; seconds are those of whole processes; memory is the largest process.
 Results are written after every part, as JSON and Markdown, into benchmarks/results/.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,7 @@ from ase.io import read, write
 from jinja2 import Template
 from threadpoolctl import threadpool_limits
 
-from mlip_pace import basis, dataset, linear, reference
+from mlip_pace import basis, dataset, linear, process, reference
 from mlip_pace.potential import Potential
 from mlip_pace.readers import find_files
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
@@ -222,14 +225,38 @@ def rows(train, functions):
 
 
 def workers(train, functions):
-    """Seconds of the design rows and the solve by one and by two processes, three times in turn: the fastest of each."""
+    """Seconds of the design rows and normal equations by one and by two processes, three times in turn: the fastest of each."""
     structures, potential = labelled(train, functions)
+    function = partial(linear.accumulate, expansion=basis.expansion(potential), kappa=0.01)
     seconds = {1: [], 2: []}
     for count in (1, 2) * 3:
         begin = time.monotonic()
-        linear.fit(structures, potential, 0.01, count)
+        deque(process.parallel_map(function, linear.chunks_of(structures), count), maxlen=0)
         seconds[count].append(round(time.monotonic() - begin, 2))
     return {"one": seconds[1], "two": seconds[2], "ratio": round(min(seconds[1]) / min(seconds[2]), 2)}
+
+
+def linear_memory(train, functions):
+    """MB that least squares take beyond the structures, in our own process and in the largest of two workers."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def measure():
+        structures, potential = labelled(train, functions)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far
+        before = memory_of("VmRSS")
+        linear.fit(structures, potential, 0.01, 2)
+        worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+        sender.send({"structures_mb": before, "peak_mb": memory_of("VmHWM"), "worker_mb": worker})
+
+    child = multiprocessing.get_context("fork").Process(target=measure)
+    child.start()
+    child.join()
+    return receiver.recv()
+
+
+def memory_of(name):
+    """MB, from /proc/self/status."""
+    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 
 
 def growth(train, test, functions):
@@ -247,8 +274,9 @@ def growth(train, test, functions):
             for atoms in many:
                 atoms.calc.atoms = atoms
             write(f"{folder}/train.extxyz", many)
-            rows.append({"times": times, **ours(f"{folder}/train.extxyz", test, BASIS_FUNCTIONS=functions,
-                                                TRAINING_MAX_EPOCHS=0, SELECTION_METHOD="none")})  # fmt: skip
+            settings = {"BASIS_FUNCTIONS": functions, "TRAINING_MAX_EPOCHS": 0, "SELECTION_METHOD": "none"}
+            measured = ours(f"{folder}/train.extxyz", test, **settings)
+            rows.append({"times": times, **measured, "linear": linear_memory(f"{folder}/train.extxyz", functions)})
     return rows
 
 
@@ -276,8 +304,12 @@ def save(results):
         found = results["workers"]
         lines += [
             "",
-            f"Least squares, s: one process {found['one']}, two {found['two']}; ratio of the fastest {found['ratio']}.",
+            f"Normal equations, s: one process {found['one']}, two {found['two']}; ratio of the fastest {found['ratio']}.",
         ]
+    for row in results.get("growth", []):
+        used = row["linear"]
+        lines += ["", f"Least squares on {row['times']}x the data: {used['structures_mb']} MB with the structures, at most "
+                  f"{used['peak_mb']} MB during it, {used['worker_mb']} MB in a worker."]  # fmt: skip
     for part in ("predict", "collect"):
         seconds = ", ".join(f"{name} {found['seconds']}" for name, found in results.get(part, {}).items())
         lines += ["", f"{part}, s: {seconds}."] if seconds else []

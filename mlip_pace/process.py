@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import math
 import multiprocessing
 import os
@@ -199,6 +200,7 @@ def _start_worker(function: Callable[[Any], Any], items: Sequence[Any]) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # stopping is the parent's business
     threadpool_limits(1)
+    gc.freeze()  # what is inherited is not ours to collect: looking through it takes time, and memory for copies of its pages
     _task = function, items
 
 

@@ -24,8 +24,10 @@ from ase.eos import EquationOfState
 from ase.units import GPa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from scipy.spatial import cKDTree
 
 from mlip_pace import basis, figures, process
+from mlip_pace.audit import NEAR
 from mlip_pace.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS, composition
 from mlip_pace.expansion import VOIGT
 from mlip_pace.figures import Array, Layer, Panel, cells, rounded
@@ -42,6 +44,8 @@ BINS = 50  # of a density, each way: about the width of a line
 WORST = 5  # points named in a figure
 LISTED = 15  # structures named in a table
 SMALL_TEST = 10  # structures; the errors of fewer are chance
+SAME_SHAPE = 1e-3  # of scaled positions, and of the cell at volume 1
+LEAST_VOLUMES = 5  # of a curve
 NO_FORCE = 1e-6  # eV/Å; where all forces are smaller, by symmetry, they say nothing
 # What an RMSE is called: of the energies up to so many eV/atom (a phase transition is a matter of some 10 meV/atom, kT at room
 # temperature 26), of the forces up to such a part of their spread.
@@ -357,9 +361,12 @@ def where_section(frame: pd.DataFrame) -> Section:
 
 def nearest_neighbour(atoms: Atoms, within: float = 8.0) -> Array:
     """Distance (Å) of each atom to its nearest neighbour; infinite if there is none `within` (Å)."""
-    i, distance = neighbours("id", atoms, within)
-    nearest = np.full(len(atoms), np.inf)
-    np.minimum.at(nearest, i, distance)
+    for reach in (min(NEAR, within), within):
+        i, distance = neighbours("id", atoms, reach)
+        nearest = np.full(len(atoms), np.inf)
+        np.minimum.at(nearest, i, distance)
+        if np.isfinite(nearest).all():
+            break
     return nearest
 
 
@@ -449,29 +456,39 @@ def dimer_section(potential: Potential, yace: Path, cutoff: float) -> Section:
 
 
 def volume_families(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Structures that differ only by a uniform scaling of the cell, at least 5 volumes each; the smallest volume first."""
-    families: list[tuple[tuple[Any, ...], Array, list[int]]] = []
-    for row, atoms in frame[ATOMS].items():
-        if not atoms.pbc.all():
-            continue
-        positions = atoms.get_scaled_positions()
-        shape = np.vstack([atoms.cell.array / np.cbrt(abs(atoms.cell.volume)), positions - positions[0]])
-        for numbers, other, members in families:
-            if numbers == tuple(atoms.numbers):
-                apart = shape - other
-                apart[3:] -= np.round(apart[3:])
-                if np.abs(apart).max() < 1e-3:
-                    members.append(row)
-                    break
-        else:
-            families.append((tuple(atoms.numbers), shape, [row]))
+    """Structures that differ only by a uniform scaling of the cell, at least LEAST_VOLUMES each; the smallest volume first."""
+    periodic = frame[frame[ATOMS].map(lambda atoms: atoms.pbc.all())]
     found = []
-    for _, _, members in families:
-        part = frame.loc[members]
-        volume = part[ATOMS].map(lambda atoms: atoms.cell.volume)
-        if volume.round(3).nunique() >= 5:
-            found.append(part.assign(volume=volume / part[ATOMS].map(len)).sort_values("volume"))
-    return found
+    for _, alike in periodic.groupby(periodic[ATOMS].map(lambda atoms: tuple(atoms.numbers)), sort=False):
+        if len(alike) < LEAST_VOLUMES:
+            continue
+        shapes = [_shape(atoms) for atoms in alike[ATOMS]]
+        # The cell and the first atoms say of nearly all that they differ; angles, as a place may be on either side of a cell.
+        angles = [2 * np.pi * shape[4:7].ravel() for shape in shapes]
+        keys = [np.concatenate([shape[:3].ravel(), np.cos(a), np.sin(a)]) for shape, a in zip(shapes, angles, strict=True)]
+        near = cKDTree(keys).query_ball_point(keys, 2 * np.pi * SAME_SHAPE, p=np.inf, return_sorted=True)
+        members: dict[int, list[int]] = {}
+        for n, candidates in enumerate(near):
+            first = next((m for m in candidates if m in members and _same(shapes[n], shapes[m])), n)
+            members.setdefault(first, []).append(n)
+        for several in members.values():
+            part = alike.iloc[several]
+            volume = part[ATOMS].map(lambda atoms: atoms.cell.volume)
+            if volume.round(3).nunique() >= LEAST_VOLUMES:
+                found.append(part.assign(volume=volume / part[ATOMS].map(len)).sort_values("volume"))
+    return sorted(found, key=lambda part: int(part.index.min()))
+
+
+def _shape(atoms: Atoms) -> Array:
+    """The cell at volume 1, and the scaled positions relative to the first atom: (3 + n, 3)."""
+    positions = atoms.get_scaled_positions()
+    return np.vstack([atoms.cell.array / np.cbrt(abs(atoms.cell.volume)), positions - positions[0]])
+
+
+def _same(one: Array, other: Array) -> bool:
+    apart = one - other
+    apart[3:] -= np.round(apart[3:])
+    return bool(np.abs(apart).max() < SAME_SHAPE)
 
 
 def volume_section(potential: Potential, frame: pd.DataFrame, calculator: Any) -> Section:
