@@ -54,7 +54,7 @@ class Data:
         """Errors of the solution of these equations on other structures: energies per atom, force components."""
         coefficients = linear.solve(normal, scale).coefficients
         energy = [(self.rows[n][0] @ coefficients - self.energies[n]) / self.sizes[n] for n in held]
-        return energy, np.concatenate([self.rows[n][1:] @ coefficients - self.forces[n] for n in held])
+        return energy, np.concatenate([self.rows[n][1:-6] @ coefficients - self.forces[n] for n in held])
 
 
 def show(label, energy, forces, extra=""):
