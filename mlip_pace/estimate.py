@@ -18,9 +18,9 @@ from mlip_pace.expansion import ATOMS_IN_BATCH
 from mlip_pace.pacemaker import BYTES_PER_ATOM, TRAINER_BYTES
 
 CALIBRATION = 0.5  # s
-# In times of the rows of the same atoms on as many threads; silicon set, 500 functions, 2 cores: the linear start 1.4, an
-# iteration of radial.py 2.9 to 3.8; one of pacemaker 0.7 to 1.4 times pyace's rows, which take twice as long (300 functions).
-LINEAR_START, REFINEMENT, ITERATION = 1.5, 3.5, 2.5
+# In times of the rows of the same atoms on as many threads; silicon set, 500 functions, 2 cores: the linear start 1.1, an
+# iteration of radial.py 2.4; one of pacemaker 0.7 to 1.4 times pyace's rows, which take 2.5 times as long (300 functions).
+LINEAR_START, REFINEMENT, ITERATION = 1.2, 2.5, 2.5
 TENSORFLOW = 40.0  # s; to start it and build its graph
 
 
