@@ -431,7 +431,7 @@ def test_stresses_are_fitted_and_doubted_where_they_do_not_go_with_the_energies(
         assert "stress_rmse" not in errors
     elif sign == 1:
         assert not doubts
-        assert errors["stress_rmse"] < 0.2 * GPa
+        assert errors["stress_rmse"] < 1.0 * GPa
     else:
         assert len(doubts) == 1
         assert "MLIP_PACE_DATA_STRESS_KEY=none" in doubts[0]
