@@ -12,12 +12,11 @@ import numpy as np
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from mlip_pace.neighbours import neighbours
+from mlip_pace.neighbours import nearest
 from mlip_pace.settings import ELEMENTS, DataSettings
 
 # Closer than any bond (H2 is 0.74 Å): a unit or a cell is wrong.
 CLOSEST = 0.5  # Å
-NEAR = 3.0  # Å; most atoms have a neighbour here, and it is far faster to see than all within the cutoff
 # Beyond anything that a converged calculation of a usable structure gives.
 LARGEST_FORCE = 1000.0  # eV/Å
 
@@ -111,17 +110,15 @@ def checked(
         raise Broken(f"{', '.join(unknown)}: no chemical element")
     if any(atoms.pbc) and abs(atoms.cell.volume) < 1e-6 and atoms.pbc.all():
         raise Broken("periodic, but without a cell")
-    centres, distances = neighbours("id", atoms, min(NEAR, cutoff))
-    if len(np.unique(centres)) < count and cutoff > NEAR:
-        centres, distances = neighbours("id", atoms, cutoff)
-    if distances.size and distances.min() < CLOSEST:
+    distances = nearest(atoms, cutoff)
+    if distances.min() < CLOSEST:
         raise Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
     if elements is not None and not set(atoms.symbols) <= set(elements):
         foreign = sorted(set(atoms.symbols) - set(elements))
         raise NotInBasis(f"{', '.join(foreign)} not in MLIP_PACE_BASIS_ELEMENTS={','.join(elements)}")
     if stress is not None:
         stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
-    return energy, forces, stress, count - len(np.unique(centres))
+    return energy, forces, stress, int(np.isinf(distances).sum())
 
 
 class NotInBasis(Broken):

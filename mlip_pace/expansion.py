@@ -297,7 +297,7 @@ class _Rows:
         self.virials[centre, :, columns] += by_strain
 
     def of(self, span: slice) -> Array:
-        """(1 + 3 n + 6, columns) of the structure at `span`."""
+        """(1 + 3 n [+ 6], columns) of the structure at `span`."""
         return np.concatenate([self.energies[span].sum(axis=0)[None], *self.forces[span], self.virials[span].sum(axis=0)])
 
 

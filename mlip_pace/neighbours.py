@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from ase import Atoms
 from matscipy.neighbours import neighbour_list
+
+NEAR = 3.0  # Å; most atoms have a neighbour here, and it is far faster to see than all within a cutoff
 
 
 def neighbours(quantities: str, atoms: Atoms, cutoff: float) -> Any:
@@ -15,3 +18,14 @@ def neighbours(quantities: str, atoms: Atoms, cutoff: float) -> Any:
         atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         atoms.center(vacuum=1.0, axis=np.flatnonzero(~atoms.cell.any(axis=1)))
     return neighbour_list(quantities, atoms, cutoff)
+
+
+def nearest(atoms: Atoms, within: float) -> npt.NDArray[np.float64]:
+    """Distance (Å) of each atom to its nearest neighbour; infinite if there is none `within` (Å)."""
+    found = np.full(len(atoms), np.inf)
+    for reach in (min(NEAR, within), within):
+        i, distance = neighbours("id", atoms, reach)
+        np.minimum.at(found, i, distance)
+        if np.isfinite(found).all():
+            break
+    return found

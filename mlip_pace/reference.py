@@ -213,8 +213,8 @@ def _by_pair(name: str, given: str | float | dict[str, float], automatic: dict[s
 
 
 def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
-    """`frames` with what is left for ACE to learn: `energy_corrected` (eV), `forces` (n, 3) eV/Å, and, where there is a
-    stress, `virial` (6,), volume times stress (eV) in Voigt's order.
+    """`frames` with what is left for ACE to learn: `energy_corrected` (eV), `forces` (n, 3) eV/Å, and, where there are
+    a stress and a cell, `virial` (6,), volume times stress (eV) in Voigt's order.
 
     Raises `DataError` where the rest is beyond what pacemaker takes without changing it by itself.
     """
@@ -224,7 +224,10 @@ def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
     target["forces"] = [dft - ref for dft, (_, ref, _) in zip(frames[FORCES], references, strict=True)]
     if STRESS in frames:
         pairs = zip(frames[ATOMS], frames[STRESS], references, strict=True)
-        target["virial"] = [None if s is None else a.get_volume() * (s - ref)[VOIGT] for a, s, (_, _, ref) in pairs]
+        target["virial"] = [
+            None if stress is None or ref is None else atoms.get_volume() * (stress - ref)[VOIGT]
+            for atoms, stress, (_, _, ref) in pairs
+        ]
     per_atom = target.energy_corrected / frames[ATOMS].map(len)
     for extreme, row in ((per_atom.min(), per_atom.idxmin()), (per_atom.max(), per_atom.idxmax())):
         if not LOWEST_TARGET <= extreme <= HIGHEST_TARGET:

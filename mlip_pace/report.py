@@ -27,11 +27,10 @@ from markupsafe import Markup
 from scipy.spatial import cKDTree
 
 from mlip_pace import basis, figures, process
-from mlip_pace.audit import NEAR
 from mlip_pace.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS, composition
 from mlip_pace.expansion import VOIGT
 from mlip_pace.figures import Array, Layer, Panel, cells, rounded
-from mlip_pace.neighbours import neighbours
+from mlip_pace.neighbours import nearest
 from mlip_pace.pacemaker import LEAST_SQUARES
 from mlip_pace.potential import Potential
 from mlip_pace.readers import load_frame
@@ -326,7 +325,7 @@ def floor(values: Array) -> float:
 
 def where_section(frame: pd.DataFrame) -> Section:
     """Errors of the forces against the distance to the nearest neighbour and against the force."""
-    distances = np.concatenate([nearest_neighbour(atoms) for atoms in frame[ATOMS]])
+    distances = np.concatenate([nearest(atoms, within=8.0) for atoms in frame[ATOMS]])
     dft, ace = (np.concatenate(list(frame[column])) for column in (FORCES, "forces_pred"))
     force, error = np.linalg.norm(dft, axis=1), np.linalg.norm(ace - dft, axis=1)
     atoms_in = frame[ATOMS].map(len)
@@ -357,17 +356,6 @@ def where_section(frame: pd.DataFrame) -> Section:
                   note="Every atom of the data; values below the axis are in its first cells.")
         )  # fmt: skip
     return Section("where", "Where it is bad", ["Errors that grow towards an end of an axis say what data would help."], panels)
-
-
-def nearest_neighbour(atoms: Atoms, within: float = 8.0) -> Array:
-    """Distance (Å) of each atom to its nearest neighbour; infinite if there is none `within` (Å)."""
-    for reach in (min(NEAR, within), within):
-        i, distance = neighbours("id", atoms, reach)
-        nearest = np.full(len(atoms), np.inf)
-        np.minimum.at(nearest, i, distance)
-        if np.isfinite(nearest).all():
-            break
-    return nearest
 
 
 def running_rms(x: Array, error: Array, edges: Array) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 from ase import Atoms
 from ase.build import bulk
@@ -239,3 +240,18 @@ def test_energies_that_pacemaker_would_change_are_refused(energy):
         reference.delta(Reference(), frame)
     assert refused.value.code == 65
     assert len(reference.delta(Reference(), frame_of(fcc(4.0, -19.9), fcc(4.1, 249.9)))) == 2
+
+
+def test_the_virial_to_fit_is_that_of_the_rest_and_none_without_a_cell():
+    """A stress label of a molecule in the void means nothing."""
+    crystal, molecule = bulk("Al", cubic=True), Atoms("Al2", [(0, 0, 0), (0, 0, 2.0)])
+    stress = np.diag([1.0, 2.0, 3.0])
+    frames = pd.DataFrame({dataset.ATOMS: [crystal, molecule, crystal], dataset.ENERGY: 0.0, dataset.ENERGY_ATOMS: 0.0})
+    frames[dataset.FORCES] = [np.zeros((len(atoms), 3)) for atoms in frames[dataset.ATOMS]]
+    frames[dataset.STRESS] = pd.Series([stress, stress, None], dtype=object)
+    target = reference.delta(Reference("zbl", 1.5, 3.0), frames)
+    _, _, of_reference = Reference("zbl", 1.5, 3.0).evaluate(crystal)
+    expected = crystal.get_volume() * (np.array([1, 2, 3, 0, 0, 0]) - of_reference[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]])
+    np.testing.assert_allclose(target.virial[0], expected)
+    assert target.virial[1] is None
+    assert target.virial[2] is None
