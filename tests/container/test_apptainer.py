@@ -12,7 +12,7 @@ from mlip_pace.potential import Potential, intact
 
 SID = Path("/var/tmp/mlip-pace-apptainer")
 HOME = SID / "home" / "tester"
-# Apptainer wants a real root, not a chroot. HOME is emptied when the tests are done.
+# Apptainer wants a real root, not a chroot.
 ENTER = """
 mount --make-rprivate / && mount --bind "$0" "$0" && cd "$0" && mkdir -p .old
 mount -t proc proc proc && mount --rbind /dev dev && mount -t sysfs sys sys && mount -t tmpfs tmp tmp && chmod 1777 tmp
@@ -28,12 +28,18 @@ def as_tester(command, timeout=600):
     return subprocess.run(enter, capture_output=True, text=True, timeout=timeout)
 
 
+def clear():
+    for entry in HOME.iterdir():
+        shell("rm", "-rf", str(entry))
+
+
 @pytest.fixture(scope="module")
 def desk(image):
-    """The user's folder: the .sif, the data, the settings in a file."""
+    """The user's folder: the .sif, the data, the settings in a file. A killed run of these tests left its own there."""
     if not (SID / "usr" / "bin" / "apptainer").exists():
         reason = f"there is no Apptainer in {SID}: tests/container/engine.sh apptainer"
         (pytest.fail if REQUIRE_DOCKER else pytest.skip)(reason)
+    clear()
     shell("docker", "save", IMAGE, "--output", f"{HOME}/image.tar")
     shell("cp", "-r", f"{EXAMPLES.parent}", f"{HOME}/data")
     (HOME / "mlip-pace.env").write_text(SETTINGS)
@@ -44,8 +50,7 @@ def desk(image):
     built = as_tester(f"apptainer build {uncompressed} mlip-pace.sif docker-archive:image.tar && rm image.tar")
     assert built.returncode == 0, built.stderr
     yield HOME
-    for entry in HOME.iterdir():
-        shell("rm", "-rf", str(entry))
+    clear()
 
 
 def last_line(stdout):
