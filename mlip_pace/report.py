@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -19,14 +18,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ase import Atoms
-from ase.eos import EquationOfState
 from ase.units import GPa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from scipy.spatial import cKDTree
 
-from mlip_pace import basis, figures, process
+from mlip_pace import basis, figures, process, volumes
 from mlip_pace.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS, composition
 from mlip_pace.expansion import VOIGT
 from mlip_pace.figures import Array, Layer, Panel, cells, rounded
@@ -43,8 +39,6 @@ BINS = 50  # of a density, each way: about the width of a line
 WORST = 5  # points named in a figure
 LISTED = 15  # structures named in a table
 SMALL_TEST = 10  # structures; the errors of fewer are chance
-SAME_SHAPE = 1e-3  # of scaled positions, and of the cell at volume 1
-LEAST_VOLUMES = 5  # of a curve
 NO_FORCE = 1e-6  # eV/Å; where all forces are smaller, by symmetry, they say nothing
 # What an RMSE is called: of the energies up to so many eV/atom (a phase transition is a matter of some 10 meV/atom, kT at room
 # temperature 26), of the forces up to such a part of their spread.
@@ -443,47 +437,11 @@ def dimer_section(potential: Potential, yace: Path, cutoff: float) -> Section:
     )
 
 
-def volume_families(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """Structures that differ only by a uniform scaling of the cell, at least LEAST_VOLUMES each; the smallest volume first."""
-    periodic = frame[frame[ATOMS].map(lambda atoms: atoms.pbc.all())]
-    found = []
-    for _, alike in periodic.groupby(periodic[ATOMS].map(lambda atoms: tuple(atoms.numbers)), sort=False):
-        if len(alike) < LEAST_VOLUMES:
-            continue
-        shapes = [_shape(atoms) for atoms in alike[ATOMS]]
-        # The cell and the first atoms say of nearly all that they differ; angles, as a place may be on either side of a cell.
-        angles = [2 * np.pi * shape[4:7].ravel() for shape in shapes]
-        keys = [np.concatenate([shape[:3].ravel(), np.cos(a), np.sin(a)]) for shape, a in zip(shapes, angles, strict=True)]
-        near = cKDTree(keys).query_ball_point(keys, 2 * np.pi * SAME_SHAPE, p=np.inf, return_sorted=True)
-        members: dict[int, list[int]] = {}
-        for n, candidates in enumerate(near):
-            first = next((m for m in candidates if m in members and _same(shapes[n], shapes[m])), n)
-            members.setdefault(first, []).append(n)
-        for several in members.values():
-            part = alike.iloc[several]
-            volume = part[ATOMS].map(lambda atoms: atoms.cell.volume)
-            if volume.round(3).nunique() >= LEAST_VOLUMES:
-                found.append(part.assign(volume=volume / part[ATOMS].map(len)).sort_values("volume"))
-    return sorted(found, key=lambda part: int(part.index.min()))
-
-
-def _shape(atoms: Atoms) -> Array:
-    """The cell at volume 1, and the scaled positions relative to the first atom: (3 + n, 3)."""
-    positions = atoms.get_scaled_positions()
-    return np.vstack([atoms.cell.array / np.cbrt(abs(atoms.cell.volume)), positions - positions[0]])
-
-
-def _same(one: Array, other: Array) -> bool:
-    apart = one - other
-    apart[3:] -= np.round(apart[3:])
-    return bool(np.abs(apart).max() < SAME_SHAPE)
-
-
 def volume_section(potential: Potential, frame: pd.DataFrame, calculator: Any) -> Section:
     """Energy against volume of every series of uniformly scaled structures in the data, with V0 and B0 of both."""
     panels, rows = [], []
     used: Counter[str] = Counter()
-    for family in volume_families(frame):
+    for family in volumes.families(frame):
         first = family[ATOMS].iloc[len(family) // 2]
         formula = composition(first)
         used[formula] += 1
@@ -493,39 +451,18 @@ def volume_section(potential: Potential, frame: pd.DataFrame, calculator: Any) -
         title = f"{formula}: {common}" if common else title
         dft = (family[ENERGY] - family[ENERGY_ATOMS]) / len(first)
         grid = np.linspace(family.volume.min(), family.volume.max(), 41)
-        curve = np.array([cohesive(potential, calculator, first, volume) for volume in grid])
+        curve = np.array([volumes.cohesive(potential, calculator, first, volume) for volume in grid])
         names = [f"{s}: {e:.4f} eV/atom" for s, e in zip(family[SOURCE], dft, strict=True)]
         panels.append(
             Panel(f"volume-{formula}-{used[formula]}", title, "volume, Å³/atom", "energy, eV/atom",
                   [Layer("line", "ACE + reference", "ace", rounded(grid), rounded(curve)),
                    Layer("points", "DFT", "ink", rounded(family.volume), rounded(dft), names)])
         )  # fmt: skip
-        at_dft = [cohesive(potential, calculator, first, volume) for volume in family.volume]
-        rows.append([title, *equation_of_state(family.volume, dft), *equation_of_state(family.volume, at_dft)])
+        at_dft = [volumes.cohesive(potential, calculator, first, volume) for volume in family.volume]
+        rows.append([title, *volumes.equation_of_state(family.volume, dft), *volumes.equation_of_state(family.volume, at_dft)])
     text = ["Structures of the data that differ only in volume. V0 and B0: Birch-Murnaghan, fitted to the same volumes."]
     headers = ["series", "V0 DFT, Å³/atom", "B0 DFT, GPa", "V0 ACE, Å³/atom", "B0 ACE, GPa"]
     return Section("volumes", "Equations of state", text if panels else [], panels, [Table("", headers, rows)] if rows else [])
-
-
-def cohesive(potential: Potential, calculator: Any, atoms: Atoms, volume: float) -> float:
-    """Energy (eV/atom) of the structure at a volume (Å^3/atom), relative to free atoms."""
-    scaled = atoms.copy()
-    scaled.set_cell(atoms.cell * np.cbrt(volume * len(atoms) / atoms.cell.volume), scale_atoms=True)
-    calculator.calculate(scaled)
-    free = sum(potential.metadata["e0"]["energies"].get(symbol, 0.0) for symbol in atoms.symbols)
-    return float((calculator.results["energy"] + potential.reference.evaluate(scaled)[0] - free) / len(atoms))
-
-
-def equation_of_state(volumes: Iterable[float], energies: Iterable[float]) -> list[str]:
-    """V0 (Å^3/atom) and B0 (GPa) as text; empty if the volumes do not embrace a minimum."""
-    v, e = np.array(list(volumes)), np.array(list(energies))
-    if not 0 < int(e.argmin()) < len(e) - 1:
-        return ["", ""]
-    try:
-        v0, _, b0 = EquationOfState(v, e, eos="birchmurnaghan").fit(warn=False)
-    except (RuntimeError, ValueError):
-        return ["", ""]
-    return [f"{v0:.2f}", f"{b0 / GPa:.1f}"]
 
 
 def selection_section(metadata: dict[str, Any], frame: pd.DataFrame, chosen: Path) -> Section:
