@@ -6,7 +6,8 @@ determines the functions best, but a fit to extremes is worse on ordinary struct
 (docs/design.md). So structures and weights are chosen such that M comes as close as it can to the M of all given structures:
 greedily by the largest share of the information still missing (matching pursuit, S. G. Mallat, Z. Zhang, IEEE Trans. Signal
 Process. 41, 3397 (1993)), then weights w >= 0 by least squares. The weights are those of the structures in the loss. What log
-det M has lost is reported as D-efficiency, (det M / det M_all)^(1/functions).
+det M has lost is reported as D-efficiency, (det M / det M_all)^(1/functions). Combinations of functions that the data hold
+nothing of (ACE's functions are not quite independent) are those of a small ridge in both, and count for nothing.
 
 Matrices are compared along random directions v (functions are whitened by M_all first): a structure's features are
 Σ_atoms (b v)^2, so that memory is some 10 kB a structure and the cost grows as the number of structures.
@@ -43,7 +44,7 @@ Array = npt.NDArray[np.float64]
 
 GRADE = 0.1  # the energy of an atom left out is known to a third of the noise of one training energy
 PROBES = 2000  # directions for each element along which information is compared
-RIDGE = 1e-10  # of M_all, relative to its mean diagonal: keeps it invertible
+RIDGE = 1e-10  # of M_all, relative to its diagonal: keeps it invertible
 LEAST_WEIGHT = 0.01  # what is chosen counts, if little
 NEWS = 8  # atoms left out with a grade above GRADE that are kept in view
 
@@ -69,26 +70,29 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
     order = sorted(range(len(structures)), key=keys.__getitem__)
     ordered = [structures[n] for n in order]
     position = {n: place for place, n in enumerate(order)}
-    sizes = _whiten(ordered)
-    features = _features(ordered, sizes)
-    total, norms = features.sum(axis=0), np.maximum(np.linalg.norm(features, axis=1), 1e-30)
+    nothing = _whiten(ordered)
+    features = _features(ordered, {symbol: len(matrix) for symbol, matrix in nothing.items()})
+    total = features.sum(axis=0, dtype=np.float64).astype(np.float32)
+    norms = np.maximum(np.linalg.norm(features, axis=1), 1e-30)
+    right, gram = (features @ total).astype(np.float64), np.zeros((0, 0))
     chosen = sorted({position[n] for n in always})[:limit]
     most = len(ordered) if limit is None else min(limit, len(ordered))
     news: list[_News] = []
     while len(chosen) < most:
-        weights, taken = _weights(features[chosen], total), [ordered[place] for place in chosen]
+        gram = _grown(gram, features, chosen)
+        weights, taken = _weights(gram, right[chosen]), [ordered[place] for place in chosen]
         if limit is None and not any(one.place not in chosen and one.grade(taken, weights) > GRADE for one in news):
-            metric = _metric(_information(taken, weights, sizes))
+            metric = _metric(_information(taken, weights, nothing))
             others = sorted(set(range(len(ordered))) - set(chosen))
             news = list(islice((one for place in others if (one := _news(place, ordered[place], metric))), NEWS))
             if not news:
                 break
-        merit = features @ (total - weights @ features[chosen]) / norms
+        merit = features @ (total - weights.astype(np.float32) @ features[chosen]) / norms
         merit[chosen] = -np.inf
         several = max(1, len(chosen) // (10 if limit is None else 20))  # few where there is little to choose from
         chosen += np.argsort(-merit, kind="stable")[: min(several, most - len(chosen))].tolist()
-    weights = _weights(features[chosen], total)
-    information = _information([ordered[place] for place in chosen], weights, sizes)
+    weights = _weights(_grown(gram, features, chosen), right[chosen])
+    information = _information([ordered[place] for place in chosen], weights, nothing)
     metric = _metric(information)
     left = sorted(set(range(len(ordered))) - set(chosen))
     pairs = sorted((order[place], float(weight)) for place, weight in zip(chosen, weights, strict=True))
@@ -98,8 +102,9 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
     return Choice([n for n, _ in pairs], [weight for _, weight in pairs], dict(sorted(grades.items())), efficiency)
 
 
-def _whiten(structures: Sequence[Rows]) -> dict[str, int]:
-    """Make M of all atoms the unit matrix, and return the number of functions by element."""
+def _whiten(structures: Sequence[Rows]) -> dict[str, Array]:
+    """Make M of all atoms, with the ridge, the unit matrix, and return by element what the ridge has become."""
+    ridges: dict[str, Array] = {}
     information: dict[str, Array] = {}
     for rows in structures:
         for symbol, block in rows.items():
@@ -112,7 +117,8 @@ def _whiten(structures: Sequence[Rows]) -> dict[str, int]:
         for rows in structures:
             if symbol in rows:
                 rows[symbol][...] = rows[symbol] @ transformation
-    return {symbol: len(matrix) for symbol, matrix in sorted(information.items())}
+        ridges[symbol] = RIDGE * inverse @ inverse.T
+    return dict(sorted(ridges.items()))
 
 
 def _features(structures: Sequence[Rows], sizes: dict[str, int]) -> npt.NDArray[np.float32]:
@@ -127,13 +133,21 @@ def _features(structures: Sequence[Rows], sizes: dict[str, int]) -> npt.NDArray[
     return features.reshape(len(structures), -1)
 
 
-def _weights(features: npt.NDArray[np.float32], total: Array) -> Array:
-    """Weights of the chosen structures (their features) with which these add up to the total as well as they can."""
-    if len(features) == 0:
+def _grown(gram: Array, features: npt.NDArray[np.float32], chosen: list[int]) -> Array:
+    """The products of the features of the chosen structures; those of the first of them are known."""
+    known = len(gram)
+    products = (features[chosen[known:]] @ features[chosen].T).astype(np.float64)
+    return np.block([[gram, products[:, :known].T], [products]])
+
+
+def _weights(gram: Array, right: Array) -> Array:
+    """Weights of the chosen structures with which their features add up to those of all as well as they can.
+
+    From the products of their features with each other, and with the sum of all.
+    """
+    if len(gram) == 0:
         return np.zeros(0)
-    gram = features.astype(np.float64) @ features.T
-    gram += 1e-3 * np.diag(gram.diagonal())  # spreads weight over what is alike
-    right = features.astype(np.float64) @ total
+    gram = gram + 1e-3 * np.diag(gram.diagonal())  # spreads weight over what is alike
     scale = 1 / np.sqrt(np.maximum(gram.diagonal(), 1e-300))
     gram, right = gram * scale[:, None] * scale, right * scale
 
@@ -148,9 +162,9 @@ def _weights(features: npt.NDArray[np.float32], total: Array) -> Array:
     return weights
 
 
-def _information(structures: Sequence[Rows], weights: Array, sizes: dict[str, int]) -> dict[str, Array]:
-    """The weighted information of structures."""
-    information = {symbol: RIDGE * np.eye(size) for symbol, size in sizes.items()}
+def _information(structures: Sequence[Rows], weights: Array, nothing: dict[str, Array]) -> dict[str, Array]:
+    """The weighted information of structures, on top of that of none: what the ridge has become."""
+    information = {symbol: matrix.copy() for symbol, matrix in nothing.items()}
     for rows, weight in zip(structures, weights, strict=True):
         for symbol, block in rows.items():
             information[symbol] += weight * block.T.astype(np.float64) @ block

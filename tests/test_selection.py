@@ -84,6 +84,14 @@ def test_singular_data_does_not_crash():
     assert len(choice.chosen) == 6
 
 
+def test_functions_that_follow_from_others_do_not_count():
+    """ACE's functions of one element hang together, and those of several elements may not occur: both are no loss."""
+    plain = [{"Al": rows["Al"].astype(np.float32)} for rows in random_structures(3, count=60)]
+    more = [np.hstack([rows["Al"], rows["Al"].sum(axis=1, keepdims=True), 0 * rows["Al"][:, :1]]) for rows in plain]
+    assert choose(plain, limit=30).efficiency > 0.9
+    assert choose([{"Al": rows} for rows in more], limit=30).efficiency > 0.9
+
+
 def test_fewer_atoms_than_functions_are_all_kept():
     rng = np.random.default_rng(4)
     structures = [{"Al": rng.normal(size=(2, 30))} for _ in range(10)]
