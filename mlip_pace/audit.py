@@ -105,16 +105,15 @@ def checked(
     largest = float(np.linalg.norm(forces, axis=1).max())
     if largest > LARGEST_FORCE:
         raise Broken(f"a force of {largest:.3g} eV/Å, above {LARGEST_FORCE:g}")
-    unknown = sorted(set(atoms.symbols) - set(ELEMENTS))
-    if unknown:
+    symbols = set(atoms.symbols)
+    if unknown := sorted(symbols - set(ELEMENTS)):
         raise Broken(f"{', '.join(unknown)}: no chemical element")
-    if any(atoms.pbc) and abs(atoms.cell.volume) < 1e-6 and atoms.pbc.all():
+    if atoms.pbc.all() and abs(atoms.cell.volume) < 1e-6:
         raise Broken("periodic, but without a cell")
     distances = nearest(atoms, cutoff)
     if distances.min() < CLOSEST:
         raise Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
-    if elements is not None and not set(atoms.symbols) <= set(elements):
-        foreign = sorted(set(atoms.symbols) - set(elements))
+    if elements is not None and (foreign := sorted(symbols - set(elements))):
         raise NotInBasis(f"{', '.join(foreign)} not in MLIP_PACE_BASIS_ELEMENTS={','.join(elements)}")
     if stress is not None:
         stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
