@@ -323,7 +323,9 @@ def split_by_group(frame: pd.DataFrame, fraction: float, seed: int) -> list[str]
     """
     sizes = frame.groupby(GROUP).size()
     drawn = sorted(sizes.index, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
-    elements = {g: Counter(s for atoms in rows[ATOMS] for s in set(atoms.symbols)) for g, rows in frame.groupby(GROUP)}
+    elements: dict[Any, Counter[str]] = {group: Counter() for group in drawn}
+    for group, atoms in zip(frame[GROUP], frame[ATOMS], strict=True):
+        elements[group].update(set(atoms.symbols))
     remaining = sum(elements.values(), Counter())
     wanted, taken, test = round(fraction * len(frame)) or int(fraction > 0), 0, set()
 
