@@ -77,13 +77,18 @@ def choice(data):
     rows = list(basis.expansion(data.potential).functions(train[dataset.ATOMS]))
     keys = [dataset.geometry_key(atoms) for atoms in train[dataset.ATOMS]]
     always, scale = selection.indispensable(train, 5.0), basis.smoothness(data.potential)
+
+    def ours(limit):
+        copies = [{symbol: block.copy() for symbol, block in one.items()} for one in rows]  # they are whitened in place
+        return selection.doptimal(copies, keys, always, limit)
+
     show(f"all {len(train)}", *data.misfit(data.normal(places, 0.01), scale, test))
-    ended = selection.doptimal(rows, keys, always, None)
+    ended = ours(None)
     normal = data.normal(places[ended.chosen], 0.01, ended.weights)
     show(f"ours, grade {selection.GRADE}: {len(ended.chosen)}", *data.misfit(normal, scale, test))
     for fraction in FRACTIONS:
         count = round(fraction * len(train))
-        found = selection.doptimal(rows, keys, always, count)
+        found = ours(count)
         normal = data.normal(places[found.chosen], 0.01, found.weights)
         show(f"ours {count}", *data.misfit(normal, scale, test), f"D-efficiency {found.efficiency:.2f}")
         theirs = pace_select(data.potential, train, count)
