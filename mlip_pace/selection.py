@@ -10,7 +10,7 @@ det M has lost is reported as D-efficiency, (det M / det M_all)^(1/functions). C
 nothing of (ACE's functions are not quite independent) are those of a small ridge in both, and count for nothing.
 
 Matrices are compared along random directions v (functions are whitened by M_all first): a structure's features are
-Σ_atoms (b v)^2, so that memory is some 10 kB a structure and the cost grows as the number of structures.
+Σ_atoms (b v)^2, so that memory is 8 kB for each structure and element, and 8 bytes for each pair of chosen structures.
 
 The grade of an atom b is its leverage b^T M^-1 b: the variance of its energy in units of the noise of one training energy.
 Without a number of structures asked for, the choice ends when no atom left out has a grade above `GRADE`.
