@@ -21,22 +21,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     `warnings` and pacemaker's `input_yaml`.
     """
     settings = settings.of_member()
-    probes: tuple[Callable[[], Any], ...] = (
-        lambda: find_files(settings.data.path),
-        lambda: find_files(settings.data.test_path) if settings.data.test_path else None,
-        lambda: pacemaker.load_override(settings.training.override),
-        lambda: basis.from_file(settings.training.start),
-        lambda: potential.refuse_unwritable(settings.output.path),
-        lambda: job.refuse_missing_gpu(settings),
-    )
-    refused = []
-    for probe in probes:
-        try:
-            probe()
-        except JobError as error:
-            refused.append(error)
-    if refused:
-        raise type(refused[0])("\n".join(e.message for e in refused), "\n".join(e.hint for e in refused if e.hint))
+    _refuse(settings)
     files, test_files, digests = job.input_files(settings)
     override, start = pacemaker.load_override(settings.training.override), basis.from_file(settings.training.start)
     if job.already_published(settings, job.plan_stages(settings, override, digests, start)) is not None:
@@ -75,16 +60,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
         section, list(train[dataset.ATOMS]), settings.training.max_epochs, job.threads(settings), pacemaker=not own
     )
     memory = estimate.memory(batch * train[dataset.ATOMS].map(len).mean())
-    journal.say(
-        f"about {seconds['linear_start']:.0f} s for the linear start, {seconds['training']:.0f} s for all iterations; they end "
-        f"when they gain no more ({job.threads(settings)} threads; to a factor of two or so)"
-    )
-    if own:
-        journal.say("the refinement is ours (variable projection); with MLIP_PACE_TRAINING_OPTIMIZER=BFGS pacemaker would get")
-    else:
-        journal.say(f"about {memory['needed'] / 2**30:.1f} GB of {memory['available'] / 2**30:.1f} GB of memory for pacemaker")
-        if memory["needed"] > memory["available"]:
-            journal.warn("that is more than there is: lower MLIP_PACE_TRAINING_BATCH_SIZE or MLIP_PACE_BASIS_FUNCTIONS")
+    _say_expected(journal, seconds, memory, job.threads(settings), own)
     journal.say("pacemaker's input.yaml:\n" + text)
     return {
         **{key: collected[key] for key in ("read", "used", "train", "test", "atoms", "elements", "e0", "e0_source", "keys")},
@@ -101,3 +77,37 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
         "warnings": collected["warnings"],
         "input_yaml": text,
     }
+
+
+def _refuse(settings: Settings) -> None:
+    """Raise all that can be refused before any data are read as one error, of the kind of the first."""
+    probes: tuple[Callable[[], Any], ...] = (
+        lambda: find_files(settings.data.path),
+        lambda: find_files(settings.data.test_path) if settings.data.test_path else None,
+        lambda: pacemaker.load_override(settings.training.override),
+        lambda: basis.from_file(settings.training.start),
+        lambda: potential.refuse_unwritable(settings.output.path),
+        lambda: job.refuse_missing_gpu(settings),
+    )
+    refused = []
+    for probe in probes:
+        try:
+            probe()
+        except JobError as error:
+            refused.append(error)
+    if refused:
+        raise type(refused[0])("\n".join(e.message for e in refused), "\n".join(e.hint for e in refused if e.hint))
+
+
+def _say_expected(journal: Journal, seconds: dict[str, float], memory: dict[str, int], threads: int, own: bool) -> None:
+    """Time and memory of the fit; `own` if the refinement is not pacemaker's."""
+    journal.say(
+        f"about {seconds['linear_start']:.0f} s for the linear start, {seconds['training']:.0f} s for all iterations; they end "
+        f"when they gain no more ({threads} threads; to a factor of two or so)"
+    )
+    if own:
+        journal.say("the refinement is ours (variable projection); with MLIP_PACE_TRAINING_OPTIMIZER=BFGS pacemaker would get")
+    else:
+        journal.say(f"about {memory['needed'] / 2**30:.1f} GB of {memory['available'] / 2**30:.1f} GB of memory for pacemaker")
+        if memory["needed"] > memory["available"]:
+            journal.warn("that is more than there is: lower MLIP_PACE_TRAINING_BATCH_SIZE or MLIP_PACE_BASIS_FUNCTIONS")

@@ -78,21 +78,20 @@ def doptimal(structures: Sequence[Rows], keys: list[bytes], always: list[int], l
     chosen = sorted({position[n] for n in always})[:limit]
     most = len(ordered) if limit is None else min(limit, len(ordered))
     news: list[_News] = []
-    while len(chosen) < most:
+    while True:
         gram = _grown(gram, features, chosen)
         weights, taken = _weights(gram, right[chosen]), [ordered[place] for place in chosen]
         if limit is None and not any(one.place not in chosen and one.grade(taken, weights) > GRADE for one in news):
             metric = _metric(_information(taken, weights, nothing))
             others = sorted(set(range(len(ordered))) - set(chosen))
             news = list(islice((one for place in others if (one := _news(place, ordered[place], metric))), NEWS))
-            if not news:
-                break
+        if len(chosen) == most or (limit is None and not news):
+            break
         merit = features @ (total - weights.astype(np.float32) @ features[chosen]) / norms
         merit[chosen] = -np.inf
         several = max(1, len(chosen) // (10 if limit is None else 20))  # few where there is little to choose from
         chosen += np.argsort(-merit, kind="stable")[: min(several, most - len(chosen))].tolist()
-    weights = _weights(_grown(gram, features, chosen), right[chosen])
-    information = _information([ordered[place] for place in chosen], weights, nothing)
+    information = _information(taken, weights, nothing)
     metric = _metric(information)
     left = sorted(set(range(len(ordered))) - set(chosen))
     pairs = sorted((order[place], float(weight)) for place, weight in zip(chosen, weights, strict=True))

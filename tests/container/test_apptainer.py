@@ -35,7 +35,7 @@ def clear():
 
 @pytest.fixture(scope="module")
 def desk(image):
-    """The user's folder: the .sif, the data, the settings in a file. A killed run of these tests left its own there."""
+    """The user's folder: the .sif, the data, the settings in a file. A killed run may have left its own."""
     if not (SID / "usr" / "bin" / "apptainer").exists():
         reason = f"there is no Apptainer in {SID}: tests/container/engine.sh apptainer"
         (pytest.fail if REQUIRE_DOCKER else pytest.skip)(reason)
