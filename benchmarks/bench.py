@@ -32,10 +32,14 @@ from ase.io import read, write
 from jinja2 import Template
 from threadpoolctl import threadpool_limits
 
-from mlip_pace import basis, dataset, linear, process, reference
-from mlip_pace.potential import Potential
-from mlip_pace.readers import find_files
+from mlip_pace import reference
+from mlip_pace.ace import basis
+from mlip_pace.collect import dataset
+from mlip_pace.collect.files import find_files
+from mlip_pace.publish.potential import Potential
+from mlip_pace.run import process
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
+from mlip_pace.train import linear
 
 RESULTS = Path(__file__).parent / "results"
 CUTOFF = 5.0  # Å

@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/choices.py choice --functions 300 TRAIN TEST
     .venv/bin/python benchmarks/choices.py prior --functions 100 DATA
 
-Linear fits only, by `mlip_pace.linear`; errors are RMSE and MAE in meV/atom and eV/Å, of ACE + reference against DFT. `choice`
-compares 10, 25 and 50 % of the structures with `pace_select` and with the mean of 5 random choices.
+Linear fits only, by `mlip_pace.train.linear`; errors are RMSE and MAE in meV/atom and eV/Å, of ACE + reference against DFT.
+`choice` compares 10, 25 and 50 % of the structures with `pace_select` and with the mean of 5 random choices.
 """
 
 import argparse
@@ -17,9 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip_pace import basis, dataset, linear, reference, selection
-from mlip_pace.readers import find_files, load_frame
+from mlip_pace import reference, selection
+from mlip_pace.ace import basis
+from mlip_pace.collect import dataset
+from mlip_pace.collect.files import find_files, load_frame
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
+from mlip_pace.train import linear
 
 KAPPAS, FRACTIONS, FOLDS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001), (0.1, 0.25, 0.5), 10
 

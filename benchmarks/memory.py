@@ -10,9 +10,12 @@ import resource
 import tempfile
 from pathlib import Path
 
-from mlip_pace import basis, dataset, pacemaker, reference
-from mlip_pace.readers import find_files
+from mlip_pace import reference
+from mlip_pace.ace import basis
+from mlip_pace.collect import dataset
+from mlip_pace.collect.files import find_files
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
+from mlip_pace.train import pacemaker
 
 CUTOFF = 5.0  # Å
 

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mlip_pace.dataset import atoms_to_dataframe
+    from mlip_pace.collect.dataset import atoms_to_dataframe
     from mlip_pace.job import learn
-    from mlip_pace.pacemaker import PacemakerRunner
-    from mlip_pace.potential import Potential, load_calculator
+    from mlip_pace.publish.potential import Potential, load_calculator
     from mlip_pace.settings import TrainingSettings as TrainingConfig
+    from mlip_pace.train.pacemaker import PacemakerRunner
 
 _HOME = {
-    "atoms_to_dataframe": "dataset",
+    "atoms_to_dataframe": "collect.dataset",
     "learn": "job",
-    "PacemakerRunner": "pacemaker",
-    "Potential": "potential",
-    "load_calculator": "potential",
+    "PacemakerRunner": "train.pacemaker",
+    "Potential": "publish.potential",
+    "load_calculator": "publish.potential",
     "TrainingConfig": "settings",
-    "after_iteration": "checkpoint",  # pacemaker looks its callback up as an attribute of the package
+    "after_iteration": "train.checkpoint",  # pacemaker looks its callback up as an attribute of the package
 }
 __all__ = ["PacemakerRunner", "Potential", "TrainingConfig", "atoms_to_dataframe", "learn", "load_calculator"]
 

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlip_pace import basis, core, dataset, estimate, job, pacemaker, potential, reference
+from mlip_pace import estimate, job, reference
+from mlip_pace.ace import basis, core
+from mlip_pace.collect import dataset
+from mlip_pace.collect.files import find_files
 from mlip_pace.errors import JobError
-from mlip_pace.log import Journal
-from mlip_pace.readers import find_files
+from mlip_pace.publish import potential
+from mlip_pace.run.log import Journal
 from mlip_pace.settings import Settings
+from mlip_pace.train import pacemaker
 
 
 def check(settings: Settings, journal: Journal) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlip_pace import __version__, stopping
+from mlip_pace import __version__
 from mlip_pace.errors import JobError, OutputError, StorageError, ToolError
+from mlip_pace.run import stopping
 
 if TYPE_CHECKING:
-    from mlip_pace.log import Journal
+    from mlip_pace.run.log import Journal
 
 # One thread for the linear algebra of our own process: it works on small matrices, and pacemaker has its own setting.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -61,7 +62,7 @@ def _job(given: argparse.Namespace) -> int:
         journal.close(error.code, error.reason, error.message, error.hint, error.resumable)
 
     stopping.watch(give_up)
-    from mlip_pace.log import Journal
+    from mlip_pace.run.log import Journal
 
     style = "json" if given.command == "check" and given.json else os.environ.get("MLIP_PACE_RUN_LOG_FORMAT", "auto")
     journal = Journal(style if style in ("text", "json") else "auto")  # type: ignore[arg-type]
@@ -97,9 +98,9 @@ def _job(given: argparse.Namespace) -> int:
 
 
 def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
-    from mlip_pace import limits
-    from mlip_pace.evaluate import error_table
-    from mlip_pace.predict import EXTRAPOLATION, predict
+    from mlip_pace.publish.evaluate import error_table
+    from mlip_pace.publish.predict import EXTRAPOLATION, predict
+    from mlip_pace.run import limits
 
     stopping.raise_from_now_on()
     journal.enter("predict")

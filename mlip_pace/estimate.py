@@ -13,9 +13,10 @@ from typing import Any
 
 from ase import Atoms
 
-from mlip_pace import basis, limits
-from mlip_pace.expansion import ATOMS_IN_BATCH
-from mlip_pace.pacemaker import BYTES_PER_ATOM, TRAINER_BYTES
+from mlip_pace.ace import basis
+from mlip_pace.ace.expansion import ATOMS_IN_BATCH
+from mlip_pace.run import limits
+from mlip_pace.train.pacemaker import BYTES_PER_ATOM, TRAINER_BYTES
 
 CALIBRATION = 0.5  # s
 # In times of the rows of the same atoms on as many threads; silicon set, 500 functions, 2 cores: the linear start 1.1, an

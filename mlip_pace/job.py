@@ -23,25 +23,18 @@ import pandas as pd
 from ase import Atoms
 from filelock import FileLock, Timeout
 
-from mlip_pace import (
-    __version__,
-    basis,
-    core,
-    dataset,
-    evaluate,
-    limits,
-    pacemaker,
-    potential,
-    process,
-    reference,
-    selection,
-)
+from mlip_pace import __version__, reference, selection
+from mlip_pace.ace import basis, core
+from mlip_pace.collect import dataset
+from mlip_pace.collect.files import InputFile, find_files, load_frame
 from mlip_pace.errors import BusyError, DeviceError, GateError, JobError, OtherResultError, TimeLimitError
-from mlip_pace.log import Journal
-from mlip_pace.potential import SIDECAR, Potential
-from mlip_pace.readers import InputFile, find_files, load_frame
+from mlip_pace.publish import evaluate, potential
+from mlip_pace.publish.potential import SIDECAR, Potential
+from mlip_pace.run import limits, process
+from mlip_pace.run.log import Journal
+from mlip_pace.run.steps import Stage, once, plan, sha256
 from mlip_pace.settings import Settings, load
-from mlip_pace.steps import Stage, once, plan, sha256
+from mlip_pace.train import pacemaker
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -308,7 +301,7 @@ def _draw_report(journal: Journal, sidecar: Potential, stages: Stages, scored: S
     os.environ.setdefault("MPLCONFIGDIR", str((stages.train.result / "scratch").resolve()))
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # pyace has logging print all that libraries say
     try:
-        from mlip_pace import report  # takes its time
+        from mlip_pace.report import page as report  # takes its time
 
         return report.draw(sidecar, stages.activeset.folder, stages.train.result, scored.folder, workers)
     except JobError:

@@ -28,18 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
-from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, TRAIN, composition, save_frame
+from mlip_pace.arrays import VOIGT, Array
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, TRAIN, composition, save_frame
+from mlip_pace.collect.neighbours import neighbours
 from mlip_pace.errors import DataError
-from mlip_pace.expansion import VOIGT
-from mlip_pace.neighbours import neighbours
 from mlip_pace.settings import ReferenceSettings
-
-Array = npt.NDArray[np.float64]
 
 # e^2/(4 pi eps0) in eV Å, with the digits that LAMMPS has for `units metal` (force->qqr2e).
 COULOMB = 14.399645

@@ -33,14 +33,13 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from mlip_pace import basis, projections
-from mlip_pace.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, SPLIT, TRAIN, composition, geometry_key
-from mlip_pace.projections import Rows
+from mlip_pace.ace import basis, projections
+from mlip_pace.ace.projections import Rows
+from mlip_pace.arrays import Array
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, SPLIT, TRAIN, composition, geometry_key
 from mlip_pace.reference import shortest_distances
+from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import SelectionSettings
-from mlip_pace.steps import write_whole
-
-Array = npt.NDArray[np.float64]
 
 GRADE = 0.1  # the energy of an atom left out is known to a third of the noise of one training energy
 PROBES = 2000  # directions for each element along which information is compared

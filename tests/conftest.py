@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 
-from mlip_pace.potential import Potential
+from mlip_pace.publish.potential import Potential
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT / "tests" / "raw"

@@ -16,9 +16,10 @@ from ase.units import GPa
 from conftest import EXAMPLES as DATA
 from conftest import environment, mlip_pace
 
-from mlip_pace import core, learn, load_calculator
-from mlip_pace.potential import FILES, Potential, intact
-from mlip_pace.steps import sha256
+from mlip_pace import learn, load_calculator
+from mlip_pace.ace import core
+from mlip_pace.publish.potential import FILES, Potential, intact
+from mlip_pace.run.steps import sha256
 
 
 def started(output, **settings):

@@ -10,7 +10,8 @@ import pytest
 from conftest import REQUIRE_DOCKER, ROOT
 from ruamel.yaml import YAML
 
-from mlip_pace import errors, settings, stopping
+from mlip_pace import errors, settings
+from mlip_pace.run import stopping
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 VERSIONS = ["1.29", "1.31", "1.33", "1.35", "1.37"]

@@ -9,7 +9,8 @@ from ase import Atoms
 from ase.build import bulk
 from conftest import labelled
 
-from mlip_pace import dataset, reference
+from mlip_pace import reference
+from mlip_pace.collect import dataset
 from mlip_pace.errors import DataError
 from mlip_pace.reference import Reference
 from mlip_pace.settings import ReferenceSettings

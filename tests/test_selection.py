@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlip_pace import dataset, reference, selection
-from mlip_pace.readers import find_files
+from mlip_pace import reference, selection
+from mlip_pace.collect import dataset
+from mlip_pace.collect.files import find_files
 from mlip_pace.settings import DataSettings
 
 

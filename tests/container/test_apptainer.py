@@ -8,7 +8,7 @@ import pytest
 from conftest import EXAMPLES, REQUIRE_DOCKER, ROOT
 
 from container.engine import IMAGE, SMALL, shell
-from mlip_pace.potential import Potential, intact
+from mlip_pace.publish.potential import Potential, intact
 
 SID = Path("/var/tmp/mlip-pace-apptainer")
 HOME = SID / "home" / "tester"

@@ -13,8 +13,8 @@ from conftest import EXAMPLES, ROOT
 
 from container.engine import SMALL, UID, Job, run, shell, until
 from mlip_pace import load_calculator
-from mlip_pace.potential import Potential, intact
-from mlip_pace.steps import sha256
+from mlip_pace.publish.potential import Potential, intact
+from mlip_pace.run.steps import sha256
 
 pytestmark = pytest.mark.usefixtures("image")
 

@@ -11,7 +11,7 @@ from conftest import EXAMPLES
 
 from container.engine import Job, run, until
 from mlip_pace import load_calculator
-from mlip_pace.potential import intact
+from mlip_pace.publish.potential import intact
 
 pytestmark = pytest.mark.usefixtures("image")
 

@@ -1,0 +1,1 @@
+"""The atomic cluster expansion, and what is computed with it."""

@@ -1,0 +1,86 @@
+"""The active set of a potential: for each element as many atoms as it has functions, of which all others are combinations.
+
+With the functions of these atoms as the rows of A, the extrapolation grade of an atom b is γ = max |b A^-1|: no training atom's
+is above HIGHEST, and A is of (nearly) the largest volume |det A| (Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801
+(2023)). It is what `pace_activeset` computes, with pyace's maxvol; here the rows come from `expansion.py`, and if they are many
+they are looked at part by part, so that memory does not grow with the data: first the best of every part by LU pivoting, then
+again and again those of the highest grades.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from scipy.linalg import lu_factor
+from threadpoolctl import threadpool_limits
+
+from mlip_pace.ace import basis, projections
+from mlip_pace.arrays import Array
+
+HIGHEST = 1.1  # grade that a training atom may have where they are too many for one part
+TOLERANCE, SWAPS = 1.01, 300  # of maxvol among the atoms of the highest grades, as in pace_activeset
+PASSES = 20  # through all atoms at most
+PART_BYTES = 2**26  # of rows that are worked on at a time; maxvol needs three times as much
+EPSILON = 1e-16  # on the diagonal of functions that are the same for all atoms, as in pyace
+
+
+def write(target: Path, structures: Sequence[Atoms], potential: dict[str, Any], workers: int) -> None:
+    """Write A^-1 of every element into `target` (`.asi`), as LAMMPS and pyace read it.
+
+    Raises `ValueError` if an element has fewer atoms than functions, or not enough that differ.
+    """
+    expansion = basis.expansion(potential)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        rows, _ = projections.on_disk(Path(folder), structures, expansion, workers, np.float64)
+        for symbol, count in zip(expansion.elements, expansion.counts, strict=True):
+            if symbol not in rows or len(rows[symbol]) < count:
+                raise ValueError(f"{count} functions of {symbol}, but {len(rows.get(symbol, []))} atoms")
+        inverses = {symbol: np.linalg.pinv(of_largest_volume(block)) for symbol, block in rows.items()}
+    part = target.with_name(f".{target.name}.part")
+    with part.open("wb") as file:
+        np.savez(file, **inverses)  # type: ignore[arg-type]
+    part.replace(target)
+
+
+# Small matrices: more threads cost more than they bring.
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+def of_largest_volume(rows: Array, part_bytes: int = PART_BYTES) -> Array:
+    """As many of the rows (atoms, functions) as there are functions, of nearly the largest volume. Raises `ValueError`."""
+    functions = rows.shape[1]
+    size = max(2 * functions, part_bytes // (8 * functions))
+    first, constant = np.array(rows[:size]), np.flatnonzero(rows.min(axis=0) == rows.max(axis=0))
+    first[np.arange(len(constant)), constant] += EPSILON
+    parts = [first, *(rows[n : n + size] for n in range(size, len(rows), size))]
+    if len(parts) == 1:
+        return _maxvol(first)
+    chosen = reduce(lambda best, part: _pivots(np.concatenate([best, part])), parts, np.empty((0, functions)))
+    for _ in range(PASSES):
+        inverse = np.linalg.inv(chosen)
+        grades = np.concatenate([np.abs(part @ inverse).max(axis=1) for part in parts])
+        if grades.max() <= HIGHEST:
+            break
+        highest = np.sort(np.argsort(-grades, kind="stable")[:size])
+        chosen = _maxvol(np.concatenate([chosen, rows[highest]]))
+    return chosen
+
+
+def _maxvol(rows: Array) -> Array:
+    from pyace.maxvol import maxvol
+
+    chosen: Array = rows[maxvol(rows, tol=TOLERANCE, max_iters=SWAPS)[0]]
+    return chosen
+
+
+def _pivots(rows: Array) -> Array:
+    """The rows that LU decomposition with partial pivoting takes."""
+    order = np.arange(len(rows))
+    for n, pivot in enumerate(lu_factor(rows, check_finite=False)[1]):
+        order[[n, pivot]] = order[[pivot, n]]
+    best: Array = rows[order[: rows.shape[1]]]
+    return best

@@ -1,0 +1,109 @@
+"""What happens below the shortest distance of the data, where ACE knows nothing: ACE fades out, the reference acts alone.
+
+Between r_in (the shortest distance of a pair in the training data) and r_in - delta_in the radial functions of ACE go to
+zero (its inner cutoff, type `distance`). The fade is chosen after the fit, pair by pair, so that the dimer curve of
+ACE + reference rises monotonically from r_in down to 0.3 Å; no training structure has a distance in that range, so nothing
+that was fitted changes. Where no fade alone does it, ACE's core repulsion P exp(-r^2)/r is switched on with the fade, as
+weak as possible. Distances in Å, energies in eV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip_pace.ace import basis
+from mlip_pace.arrays import Array
+from mlip_pace.reference import Reference, pair_name
+
+CLOSEST, STEP = 0.3, 0.01  # Å; the dimer curves are looked at from r_in down to CLOSEST
+FADES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # Å, in order of preference
+STRONGEST = 1e5  # eV Å; a stronger core would only hide that something else is wrong
+
+
+def shortest_of_every_pair(shortest: dict[str, float], elements: list[str]) -> dict[str, float]:
+    """`shortest` (Å) by pair, completed: a pair that never meets in the data gets the shortest distance of all."""
+    pairs = [pair_name(*pair) for pair in combinations_with_replacement(sorted(elements), 2)]
+    return {pair: shortest.get(pair, min(shortest.values())) for pair in pairs}
+
+
+def distances_below(r_in: float) -> Array:
+    """From r_in down to CLOSEST (Å)."""
+    return np.arange(r_in, CLOSEST - STEP / 2, -STEP, dtype=np.float64)
+
+
+def rises(energies: Array) -> bool:
+    """Whether energies at falling distances always rise."""
+    return bool((np.diff(energies) > 0).all())
+
+
+def settle(potential: Path, reference: Reference, shortest: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Choose fade and core of every pair and write them into the B-basis file `potential`.
+
+    Returns, by pair: r_in, delta_in (Å), core (P in eV Å, 0 for none) and whether the dimer curve of ACE + reference rises.
+    """
+    from pyace.basis import BBasisConfiguration
+
+    settled, configuration = {}, BBasisConfiguration(str(potential))
+    for pair, nearest in shortest.items():
+        first, second = pair.split("-")
+        r_in = _inner_radius(configuration, first, second) or nearest
+        r = distances_below(r_in)
+        curve = partial(_curve, configuration, reference, (first, second), r_in, r)
+        fade, strength = _fade_and_core(curve, [fade for fade in FADES if r_in - fade >= CLOSEST])
+        settled[pair] = {"r_in": r_in, "delta_in": fade, "core": strength, "rises": rises(curve(fade, strength))}
+    part = potential.with_name(f".{potential.stem}.part.yaml")
+    configuration.save(str(part))
+    part.replace(potential)
+    return settled
+
+
+def _curve(
+    configuration: Any, reference: Reference, pair: tuple[str, str], r_in: float, r: Array, fade: float, strength: float
+) -> Array:  # fmt: skip
+    """Energies of ACE + reference at the distances r, with this fade and core."""
+    _set(configuration, *pair, r_in, fade, strength)
+    return basis.pair_energies(configuration, *pair, r) + reference.pair(*pair, r)[0]
+
+
+def _fade_and_core(curve: Callable[[float, float], Array], fades: Sequence[float]) -> tuple[float, float]:
+    """The first fade with which the curve rises, without a core; or else fade and strength of the weakest core that does it."""
+    plain: dict[float, Array] = {}
+    for fade in fades:
+        plain[fade] = curve(fade, 0.0)
+        if rises(plain[fade]):
+            return fade, 0.0
+    cores = [(_weakest(energies, curve(fade, 1.0) - energies), fade) for fade, energies in plain.items()]
+    strength, fade = min(cores, default=(np.inf, FADES[0]))
+    return fade, strength if strength <= STRONGEST else 0.0
+
+
+def _weakest(plain: Array, unit: Array) -> float:
+    """The smallest P for which plain + P unit rises at every step, with a margin; infinite if there is none."""
+    need, give = -np.diff(plain), np.diff(unit)
+    falling = need >= 0
+    if (give[falling] <= 0).any():
+        return np.inf
+    return float(1.2 * (need[falling] / give[falling]).max() + 1e-3)
+
+
+def _blocks(configuration: Any, first: str, second: str) -> list[Any]:
+    """The blocks of a B-basis that hold the bond of a pair of elements."""
+    return [b for b in configuration.funcspecs_blocks if sorted(b.block_name.split()) == sorted({first, second})]
+
+
+def _inner_radius(configuration: Any, first: str, second: str) -> float:
+    return max((block.r_in for block in _blocks(configuration, first, second)), default=0.0)
+
+
+def _set(configuration: Any, first: str, second: str, r_in: float, fade: float, strength: float) -> None:
+    for block in _blocks(configuration, first, second):
+        block.r_in = r_in
+        block.delta_in = fade
+        block.core_rep_parameters = [strength, 1.0]
+        block.inner_cutoff_type = "distance"

@@ -1,0 +1,1 @@
+"""From DFT files to audited structures."""

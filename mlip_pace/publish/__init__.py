@@ -1,0 +1,1 @@
+"""The potential as users get it: its errors, its files, its predictions."""

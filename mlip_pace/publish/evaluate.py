@@ -1,0 +1,124 @@
+"""Errors of the published potential + reference against DFT: of the `.yace` itself, not of pacemaker's log.
+
+Energies in eV/atom, forces in eV/Å per component, stress in eV/Å^3 per component (the six of Voigt).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
+from ase.units import GPa
+
+from mlip_pace.ace import basis
+from mlip_pace.arrays import VOIGT, Array
+from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, SOURCE, SPLIT, STRESS, TEST, save_frame
+from mlip_pace.reference import Reference
+from mlip_pace.run import process
+from mlip_pace.settings import EvaluateSettings
+
+DOUBTFUL = 0.5  # of the spread of stresses: errors beyond it are those of the labels
+SMALL_STRESS = 1.0 * GPa  # eV/Å^3; errors below it are errors of DFT
+CHUNK = 16  # structures that a worker takes at a time
+
+
+def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers: int = 1) -> pd.DataFrame:
+    """`energy_pred` (eV, on the DFT scale), `forces_pred` (n, 3) and `stress_pred` (3, 3) or None for each row of `frame`."""
+    structures = list(frame[ATOMS])
+    chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
+    predict_some = partial(_predict, calculator=basis.calculator_of(potential), reference=reference)
+    parts = process.parallel_map(predict_some, chunks, workers)
+    rows = [row for part in parts for row in part]
+    return pd.DataFrame(rows, columns=["energy_pred", "forces_pred", "stress_pred"], index=frame.index)
+
+
+def _predict(structures: list[Atoms], calculator: Any, reference: Reference) -> list[tuple[float, Array, Array | None]]:
+    rows = []
+    for atoms in structures:
+        calculator.calculate(atoms)
+        energy, forces, stress = reference.evaluate(atoms)
+        if stress is not None:
+            stress = stress + voigt_6_to_full_3x3_stress(calculator.results["stress"])
+        rows.append((calculator.results["energy"] + energy, calculator.results["forces"] + forces, stress))
+    return rows
+
+
+def errors(frame: pd.DataFrame) -> dict[str, float | int]:
+    """MAE and RMSE of a frame with labels and predictions; stress only where both are there."""
+    counts = frame[ATOMS].map(len)
+    energy = ((frame.energy_pred - frame[ENERGY]) / counts).to_numpy(dtype=float)
+    forces = np.concatenate([p - t for p, t in zip(frame.forces_pred, frame[FORCES], strict=True)])
+    result: dict[str, float | int] = {"n_structures": len(frame), "n_atoms": int(counts.sum())}
+    parts = {"energy": energy, "forces": forces}
+    if STRESS in frame:
+        both = [
+            (p - t)[VOIGT] for p, t in zip(frame.stress_pred, frame[STRESS], strict=True) if p is not None and t is not None
+        ]
+        if both:
+            parts["stress"] = np.array(both)
+    for name, difference in parts.items():
+        result[f"{name}_mae"] = float(np.abs(difference).mean())
+        result[f"{name}_rmse"] = float(np.sqrt((difference**2).mean()))
+    return result
+
+
+def error_table(errors: dict[str, dict[str, float]]) -> str:
+    """The errors of ACE + reference against DFT, as text."""
+    lines = [f"{'ACE + reference against DFT':<28}{'energy, meV/atom':>20}{'forces, eV/Å':>20}",
+             f"{'structures':>17}{'atoms':>9}{'':2}{'MAE':>10}{'RMSE':>10}{'MAE':>10}{'RMSE':>10}"]  # fmt: skip
+    for name in ("train", "left_out", "test", "labels"):
+        if e := errors.get(name):
+            lines.append(
+                f"{name:<9}{e['n_structures']:>8}{e['n_atoms']:>9}  "
+                f"{1e3 * e['energy_mae']:>10.2f}{1e3 * e['energy_rmse']:>10.2f}"
+                f"{e['forces_mae']:>10.4f}{e['forces_rmse']:>10.4f}"
+            )
+    return "\n".join(lines)
+
+
+def score(
+    folder: Path, *, target: pd.DataFrame, sources: list[str], potential: Path, reference: Reference, gate: EvaluateSettings,
+    workers: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The stage: write `predictions.pckl.gzip`; the summary has the errors by subset and by config_type, and the gate."""
+    frame = target.join(predict(potential, reference, target, workers))
+    used = frame[SOURCE].isin(sources)
+    frame["subset"] = np.where(frame[SPLIT] == TEST, "test", np.where(used, "train", "left_out"))
+    save_frame(frame, folder / "predictions.pckl.gzip")
+    by_subset: dict[str, Any] = {name: errors(rows) for name, rows in frame.groupby("subset")}
+    by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
+    missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
+    return {"errors": by_subset, "errors_by_config_type": by_type, "missed": missed, "warnings": warnings}
+
+
+def _doubts(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
+    """What the errors of the training data say about their labels."""
+    if "stress_rmse" not in errors:
+        return []
+    spread = float(np.std([stress[VOIGT] for stress in train[STRESS] if stress is not None]))
+    if errors["stress_rmse"] < max(DOUBTFUL * spread, SMALL_STRESS):
+        return []
+    return [
+        "the stresses of the training data do not go with their energies and forces: errors of "
+        f"{errors['stress_rmse'] / GPa:.3g} GPa (RMSE), they themselves vary by {spread / GPa:.3g}; mind their sign (tension "
+        "positive), unit and order, or leave them out: MLIP_PACE_DATA_STRESS_KEY=none"
+    ]
+
+
+def _missed(test: dict[str, float] | None, gate: EvaluateSettings) -> list[str]:
+    """What of the quality gate was missed, in words."""
+    limits = (("energy", gate.max_energy_rmse, "eV/atom"), ("forces", gate.max_forces_rmse, "eV/Å"))
+    missed = []
+    for name, limit, unit in limits:
+        if limit is None:
+            continue
+        if test is None:
+            missed.append(f"{name} RMSE was not measured: there is no test set")
+        elif test[f"{name}_rmse"] > limit:
+            missed.append(f"{name} RMSE {test[f'{name}_rmse']:.4g} {unit} on the test set is above {limit:g}")
+    return missed

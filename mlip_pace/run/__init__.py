@@ -1,0 +1,1 @@
+"""The machinery of a batch job, which knows nothing of atoms."""

@@ -1,0 +1,160 @@
+"""The start of the fit: ACE's function coefficients by weighted least squares, all at once.
+
+With radial functions fixed, an ACE energy that is linear in the density is linear in its coefficients c:
+E = Σ_k c_k B_k and F = -Σ_k c_k ∂B_k/∂r. The loss is that of the training, with the same weights:
+
+    (1 - κ) Σ w_E (ΔE/N)^2 + κ Σ w_F |ΔF|^2 + κ_W Σ w_E |ΔW/N|^2 + λ Σ_k (c_k/s_k)^2,     1/s_k = 1 + Σ_i (n_i^2 + l_i^2)
+
+The scales s prefer smooth functions, those of low radial order n and angular momentum l (the algebraic prior of W. C. Witt et
+al., J. Chem. Phys. 159, 164101 (2023); in cross-validation and by evidence better than none on Al-Mg and two sets of Si).
+λ is the one with the highest evidence (D. J. C. MacKay, Neural Computation 4, 415 (1992)), found from the training data alone.
+Only the normal matrix G (functions^2) is kept, whatever the number of structures. Energies in eV, forces in eV/Å. W, of the
+structures with a stress, is its virial: volume times stress in the six components of Voigt, eV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from ase import Atoms
+
+from mlip_pace.ace import basis
+from mlip_pace.ace.expansion import Expansion
+from mlip_pace.arrays import Array, Integers
+from mlip_pace.collect.dataset import ATOMS
+from mlip_pace.run import process
+from mlip_pace.train.weights import loss_weights
+
+# Atoms that a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.
+ATOMS_IN_CHUNK = 500
+STRESS = 0.1  # κ_W/κ: stresses are fitted four times as well for 1 % of the errors of forces (docs/design.md)
+LAMBDAS = 10.0 ** np.arange(-16, 2, 0.1)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A structure with its target energy (eV), forces (n, 3), virial (6,) or none, and the weights w_E and w_F (n,)."""
+
+    atoms: Atoms
+    energy: float
+    forces: Array
+    virial: Array | None
+    w_energy: float
+    w_forces: Array
+
+    @property
+    def target(self) -> Array:
+        """Energy, forces and virial, if there is one: (1 + 3 n,) or (1 + 3 n + 6,)."""
+        return np.concatenate([[self.energy], self.forces.ravel(), [] if self.virial is None else self.virial])
+
+    def weights(self, kappa: float) -> Array:
+        """Those of the squares of the errors of `target`."""
+        of_energy = (1 - kappa) * self.w_energy / len(self.atoms) ** 2
+        of_virial: Any = [] if self.virial is None else np.full(6, STRESS * kappa * self.w_energy / len(self.atoms) ** 2)
+        return np.concatenate([[of_energy], kappa * np.repeat(self.w_forces, 3), of_virial])
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Normal equations G c = b with the sum of squares of the right-hand sides and the number of rows."""
+
+    matrix: Array
+    vector: Array
+    square: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Coefficients (functions,), the λ of highest evidence, the log of that evidence, and the loss without the prior's part."""
+
+    coefficients: Array
+    lam: float
+    log_evidence: float
+    loss: float
+
+
+def labelled(target: pd.DataFrame, weighting: Literal["uniform", "energy"] = "uniform") -> list[Labelled]:
+    """The structures of a frame of `reference.delta`."""
+    virials = target["virial"] if "virial" in target else [None] * len(target)
+    columns = (target[ATOMS], target["energy_corrected"], target["forces"], virials, *loss_weights(target, weighting))
+    return [Labelled(*row) for row in zip(*columns, strict=True)]
+
+
+def part(chunk: Sequence[Labelled], rows: Sequence[Array], targets: Sequence[Array], kappa: float) -> tuple[Integers, Normal]:
+    """The normal equations of some structures in the columns that are not zero, and which these are.
+
+    `rows` are those of energies, forces and virials; as much of them counts as the targets have.
+    """
+    root = np.sqrt(np.concatenate([labelled.weights(kappa) for labelled in chunk]))
+    together = np.concatenate([row[: len(target)] for row, target in zip(rows, targets, strict=True)]) * root[:, None]
+    target = np.concatenate(targets) * root
+    columns = np.flatnonzero(together.any(axis=0))  # of the elements that are there
+    together = together[:, columns]
+    return columns, Normal(together.T @ together, together.T @ target, float(target @ target), len(target))
+
+
+def total(parts: Iterable[tuple[Integers, Normal]], size: int) -> Normal:
+    """The normal equations of `size` columns that the parts add up to."""
+    matrix, vector, square, rows = np.zeros((size, size)), np.zeros(size), 0.0, 0
+    for columns, one in parts:
+        matrix[np.ix_(columns, columns)] += one.matrix
+        vector[columns] += one.vector
+        square, rows = square + one.square, rows + one.rows
+    return Normal(matrix, vector, square, rows)
+
+
+def has_stress(chunk: Sequence[Labelled]) -> bool:
+    """Whether one of the structures has a virial to be fitted."""
+    return any(labelled.virial is not None for labelled in chunk)
+
+
+def accumulate(chunk: Sequence[Labelled], expansion: Expansion, kappa: float) -> tuple[Integers, Normal]:
+    """The normal equations of some structures, by `part`."""
+    rows = [of_c for of_c, _ in expansion.rows((labelled.atoms for labelled in chunk), stress=has_stress(chunk))]
+    return part(chunk, rows, [labelled.target for labelled in chunk], kappa)
+
+
+def solve(normal: Normal, scale: Array) -> Solution:
+    """The solution of highest evidence for the prior scales s (functions,)."""
+    values, vectors = np.linalg.eigh(normal.matrix * scale[:, None] * scale)
+    values = np.clip(values, 0.0, None)
+    projected = vectors.T @ (normal.vector * scale)
+
+    rounding = 1e-14 * normal.square
+
+    def log_evidence(lam: float) -> float:
+        misfit = normal.square - float((projected**2 / (values + lam)).sum())
+        if misfit < -rounding:  # what is left of eigenvalues that are zero but for rounding
+            return -np.inf
+        return -0.5 * float(normal.rows * np.log(max(misfit, rounding)) + np.log1p(values / lam).sum())
+
+    lam: float = max(map(float, LAMBDAS[1e-14 * values[-1] < LAMBDAS]), key=log_evidence)
+    scaled = projected / (values + lam)
+    loss = normal.square - float(scaled @ (2 * projected - values * scaled))
+    return Solution(scale * (vectors @ scaled), lam, log_evidence(lam), loss)
+
+
+def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:
+    """The structures in order, in chunks of about ATOMS_IN_CHUNK atoms."""
+    chunks: list[list[Labelled]] = []
+    atoms = ATOMS_IN_CHUNK
+    for labelled in structures:
+        if atoms >= ATOMS_IN_CHUNK:
+            chunks.append([])
+            atoms = 0
+        chunks[-1].append(labelled)
+        atoms += len(labelled.atoms)
+    return chunks
+
+
+def fit(structures: Sequence[Labelled], potential: dict[str, Any], kappa: float, workers: int = 1) -> Solution:
+    """The least-squares solution on the basis of a potential section."""
+    function = partial(accumulate, expansion=basis.expansion(potential), kappa=kappa)
+    scale = basis.smoothness(potential)
+    return solve(total(process.parallel_map(function, chunks_of(structures), workers), len(scale)), scale)

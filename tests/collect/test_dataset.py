@@ -1,0 +1,209 @@
+"""The audit, E0, the split."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc100
+from conftest import labelled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_pace import atoms_to_dataframe
+from mlip_pace.collect import audit, dataset
+from mlip_pace.errors import DataError
+from mlip_pace.settings import DataSettings
+
+
+def cell(scale=1.0, symbols="Al4"):
+    atoms = bulk("Al", "fcc", 4.05 * scale, cubic=True)
+    atoms.symbols = Atoms(symbols).symbols
+    return atoms
+
+
+def good(count=40):
+    """Structures that nothing is wrong with."""
+    return [labelled(cell(0.9 + 0.005 * n), -14.0 + 0.01 * n) for n in range(count)]
+
+
+def with_results(atoms=None, **changes):
+    atoms = labelled(cell(1.2) if atoms is None else atoms, -13.0)
+    atoms.calc.results.update(changes)
+    atoms.calc.results = {key: value for key, value in atoms.calc.results.items() if value is not None}
+    return atoms
+
+
+def close():
+    atoms = cell(1.2)
+    atoms.positions[1] = atoms.positions[0] + [0.3, 0, 0]
+    return atoms
+
+
+BROKEN = {
+    "no forces": (with_results(forces=None), "no forces"),
+    "no energy": (with_results(energy=None), "no energy"),
+    "no labels": (cell(1.2), "no energy and forces"),
+    "shape": (with_results(forces=np.zeros((3, 3))), "expected (4, 3)"),
+    "21 values": (with_results(forces=np.zeros((7, 3))), "forces has 21 values"),
+    "nan": (with_results(energy=np.nan), "energy is nan"),
+    "inf": (with_results(forces=np.full((4, 3), np.inf)), "forces has values that are no finite numbers"),
+    "explosion": (with_results(forces=np.full((4, 3), 1e4)), "above 1000"),
+    "stress": (with_results(stress=np.zeros(5)), "stress has 5 values"),
+    "close": (labelled(close(), -1.0), "0.300 Å apart"),
+    "no element": (labelled(cell(1.2, "X4"), -1.0), "X: no chemical element"),
+    "empty": (labelled(Atoms(), 0.0), "no atoms"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_broken_is_named_and_left_out(kind):
+    atoms, reason = BROKEN[kind]
+    frame = atoms_to_dataframe([*good(), atoms], test_fraction=0.0)
+    assert len(frame) == 40
+    (item,) = frame.attrs["left_out"]
+    assert item["source"] == "atoms#40"
+    assert reason in item["reason"]
+
+
+def test_too_much_broken_is_refused_and_named():
+    atoms, reason = BROKEN["shape"]
+    with pytest.raises(DataError) as refused:
+        atoms_to_dataframe([*good(10), atoms])
+    assert refused.value.code == 65
+    assert "1 of 11" in refused.value.message
+    assert f"atoms#10: forces has 9 values in shape (3, 3), {reason}" in refused.value.message
+    assert len(atoms_to_dataframe([*good(10), atoms], max_rejected=0.2)) == 10
+
+
+def test_elements_that_were_not_asked_for_are_left_out_by_name():
+    given_ = [(f"f#{n}", f"f#{n}", a) for n, a in enumerate([*good(10), labelled(cell(1.2, "Al3Mg"), -10.0)])]
+    frame, summary = dataset.assemble([given_], None, DataSettings.model_construct(), ["Al"], 5.0, 1)
+    assert len(frame) == 10
+    assert summary["left_out"] == [{"source": "f#10", "reason": "Mg not in MLIP_PACE_BASIS_ELEMENTS=Al"}]
+    with pytest.raises(DataError, match="Cu is in MLIP_PACE_BASIS_ELEMENTS but in no training structure"):
+        dataset.assemble([given_], None, DataSettings.model_construct(), ["Al", "Mg", "Cu"], 5.0, 1)
+
+
+def test_duplicates_are_left_out_also_when_shifted_by_a_lattice_vector():
+    shifted = good(1)[0]
+    shifted.positions += shifted.cell[0] * 2
+    other = labelled(good(1)[0], -13.0)
+    frame = atoms_to_dataframe([*good(10), good(1)[0], labelled(shifted, -14.0), other], test_fraction=0.0)
+    assert len(frame) == 10
+    reasons = [item["reason"] for item in frame.attrs["left_out"]]
+    assert reasons[:2] == ["the same structure as atoms#0"] * 2
+    assert "their energies differ by 250 meV/atom" in reasons[2]
+
+
+def test_isolated_atoms_become_e0_and_lonely_ones_are_named():
+    atom = labelled(Atoms("Al", cell=[20] * 3, pbc=True), -0.3)
+    lonely = Atoms("Al3", [(0, 0, 0), (2.8, 0, 0), (12, 12, 12)], cell=[25] * 3, pbc=True)
+    frame = atoms_to_dataframe([*good(), atom, labelled(lonely, -3.0)], test_fraction=0.0)
+    assert len(frame) == 40
+    assert frame.attrs["e0"] == {"Al": -0.3}
+    assert frame.energy_atoms.tolist() == pytest.approx([-1.2] * 40)
+    isolated, left = frame.attrs["left_out"]
+    assert "E0 of Al" in isolated["reason"]
+    assert left == {"source": "atoms#41", "reason": "1 of 3 atoms have no neighbour within 5.0 Å"}
+
+
+def test_e0_by_least_squares_beside_a_known_one():
+    structures = [
+        labelled(cell(0.9 + 0.01 * n, symbols), -2.0 * symbols.count("Al") * 1.0)
+        for n, symbols in enumerate(["AlAlAlAl", "AlAlAlMg", "AlAlMgMg", "AlMgMgMg"] * 5)
+    ]
+    for atoms in structures:
+        atoms.calc.results["energy"] = -2.0 * list(atoms.symbols).count("Al") - 0.5 * list(atoms.symbols).count("Mg")
+    atom = labelled(Atoms("Al"), -2.0)
+    assert atoms_to_dataframe([*structures, atom]).attrs["e0"] == pytest.approx({"Al": -2.0, "Mg": -0.5})
+    assert atoms_to_dataframe(structures).attrs["e0"] == pytest.approx({"Al": -2.0, "Mg": -0.5})
+    assert atoms_to_dataframe(structures, e0={"Al": -1.0, "Mg": -3.0}).attrs["e0"] == {"Al": -1.0, "Mg": -3.0}
+    assert atoms_to_dataframe(structures, e0="none").attrs["e0"] == {"Al": 0.0, "Mg": 0.0}
+    with pytest.raises(DataError, match="no value for Mg"):
+        atoms_to_dataframe(structures, e0={"Al": -1.0})
+
+
+def bare(energy_key, forces_key, energy=-14.0):
+    atoms = cell(1.1)
+    atoms.info[energy_key] = energy
+    atoms.arrays[forces_key] = np.zeros((4, 3))
+    return atoms
+
+
+@pytest.mark.parametrize("prefix", ["REF_", "ref_", "dft_", "DFT_"])
+def test_labels_under_the_usual_keys_are_found(prefix):
+    frame = atoms_to_dataframe([*good(), bare(f"{prefix}energy", f"{prefix}forces", -9.0)], test_fraction=0.0)
+    assert frame.energy_dft.iloc[-1] == -9.0
+
+
+def test_keys_that_the_user_names_come_first():
+    atoms = labelled(cell(1.1), -14.0)
+    atoms.info["my_energy"], atoms.arrays["my_forces"] = -9.0, np.ones((4, 3))
+    keys = DataSettings.model_construct(energy_key="my_energy", forces_key="my_forces")
+    found, used = audit.labels(atoms, keys)
+    assert found["energy"] == -9.0
+    assert found["forces"].sum() == 12
+    assert used.startswith("energy=my_energy forces=my_forces")
+
+
+def test_energy_and_forces_come_from_the_same_place():
+    atoms = bare("REF_energy", "REF_forces", -9.0)
+    atoms.calc = labelled(cell(), -14.0).calc
+    del atoms.calc.results["forces"]
+    assert audit.labels(atoms, DataSettings.model_construct())[0]["energy"] == -9.0
+
+
+def test_the_free_energy_is_preferred():
+    atoms = with_results(energy=-14.0, free_energy=-14.1)
+    assert audit.labels(atoms, DataSettings.model_construct())[0]["energy"] == -14.1
+
+
+def test_a_slab_becomes_periodic_with_vacuum_and_keeps_its_virial():
+    slab = fcc100("Al", (1, 1, 3), vacuum=3.0)
+    frame = atoms_to_dataframe([*good(), with_results(slab, stress=np.arange(6.0))], test_fraction=0.0)
+    ours = frame.ase_atoms.iloc[-1]
+    assert ours.pbc.all()
+    assert ours.cell.lengths()[2] - np.ptp(ours.positions[:, 2]) >= 2 * 5.0 - 1e-9
+    virial = np.arange(6.0)[0] * slab.cell.volume
+    assert frame.stress_dft.iloc[-1][0, 0] * ours.cell.volume == pytest.approx(virial)
+    assert frame.stress_dft.iloc[-1][1, 2] * ours.cell.volume == pytest.approx(3.0 * slab.cell.volume)
+
+
+def test_structures_beyond_the_limits_are_left_out_by_name():
+    strong = with_results(forces=np.full((4, 3), 3.0))
+    frame = atoms_to_dataframe([*good(), strong], max_force=5.0, test_fraction=0.0)
+    assert "beyond MLIP_PACE_DATA_MAX_FORCE=5" in frame.attrs["left_out"][0]["reason"]
+    frame = atoms_to_dataframe(good(), max_energy=0.05, test_fraction=0.0)
+    assert (frame.energy_dft / 4).max() <= -3.5 + 0.05 + 1e-12
+    assert len(frame) + len(frame.attrs["left_out"]) == 40
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.lists(st.integers(0, 12), min_size=4, max_size=40),
+    fraction=st.floats(0, 0.5),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+def test_the_split_keeps_groups_together_whatever_their_order(groups, fraction, seed, data):
+    import pandas as pd
+
+    symbols = ["AlMg" if n % 3 else "Al2" for n in groups]
+    frame = pd.DataFrame({"group": [f"g{n}" for n in groups], "ase_atoms": [Atoms(s) for s in symbols]})
+    split = dataset.split_by_group(frame, fraction, seed)
+    sides = pd.DataFrame({"group": frame.group, "split": split}).groupby("group").split.nunique()
+    assert (sides == 1).all()
+    kept = {s for atoms, side in zip(frame.ase_atoms, split, strict=True) if side == "train" for s in atoms.symbols}
+    assert kept == {s for atoms in frame.ase_atoms for s in atoms.symbols}
+    if fraction == 0:
+        assert set(split) == {"train"}
+    order = data.draw(st.permutations(range(len(groups))))
+    again = dataset.split_by_group(frame.iloc[order].reset_index(drop=True), fraction, seed)
+    assert again == [split[n] for n in order]
+
+
+def test_structures_that_are_tested_are_not_trained_on():
+    train = [(f"a#{n}", f"a#{n}", a) for n, a in enumerate(good(10))]
+    test = [(f"b#{n}", f"b#{n}", a) for n, a in enumerate([good(1)[0], labelled(cell(1.3), -12.0)])]
+    frame, summary = dataset.assemble([train], [test], DataSettings.model_construct(), None, 5.0, 1)
+    assert (frame.split == "test").sum() == 1
+    assert summary["left_out"] == [{"source": "test:b#0", "reason": "the same structure as a#0 of the training data"}]

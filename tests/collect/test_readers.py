@@ -1,0 +1,320 @@
+"""What DFT programs and ASE wrote comes back with the same numbers; what cannot be read says why; a pickle runs nothing."""
+
+import gzip
+import os
+import pickle
+import re
+import shutil
+import time
+
+import ase.io
+import numpy as np
+import pandas as pd
+import pytest
+from ase import Atoms
+from ase.io import write
+from ase.units import Bohr, GPa, Hartree, Ry
+from conftest import EXAMPLES, RAW, beside, labelled
+
+from mlip_pace.collect import audit, dataset
+from mlip_pace.collect import files as readers
+from mlip_pace.collect.files import InputFile, Piece, find_files, format_of, load_frame, read_frames
+from mlip_pace.errors import NoInputError, UnsafeError
+from mlip_pace.settings import DataSettings
+
+KEYS = DataSettings()
+NUMBER = r"(-?\d+\.\d+(?:E[-+]\d+)?)"
+
+
+def read(path) -> list[Atoms | str]:
+    (file,) = find_files(str(path))
+    return list(read_frames(Piece(file)))
+
+
+def labels_of(atoms: Atoms):
+    """Energy (eV), forces (eV/Å), stress (3, 3) in eV/Å^3 as the job takes them."""
+    assert not isinstance(atoms, str), atoms
+    return audit.checked(atoms, audit.labels(atoms, KEYS)[0], None, 5.0)[:3]
+
+
+def numbers(pattern: str, text: str, columns: int):
+    """Every match of a pattern with `columns` numbers after it, as printed."""
+    return np.array(
+        [[float(m[n]) for n in range(1, columns + 1)] for m in re.finditer(pattern + rf"\s+{NUMBER}" * columns, text)]
+    )
+
+
+@pytest.mark.parametrize(("name", "steps"), [("al.scf.pwo", 1), ("al.relax.pwo", 4)])
+def test_espresso(name, steps):
+    text = (RAW / name).read_text()
+    energies = [float(e) for e in re.findall(rf"!\s+total energy\s+=\s+{NUMBER} Ry", text)]
+    forces = numbers(r"atom +\d+ type +1 +force =", text, 3).reshape(steps, 4, 3)
+    blocks = text.split("total   stress  (Ry/bohr**3)")[1:]
+    frames = read(RAW / name)
+    assert len(frames) == len(energies) == len(blocks) == steps
+    for atoms, energy, force, block in zip(frames, energies, forces, blocks, strict=True):
+        ours = labels_of(atoms)
+        assert ours[0] == pytest.approx(energy * Ry, rel=1e-7)
+        np.testing.assert_allclose(ours[1], force * Ry / Bohr, rtol=1e-6)
+        stress = np.array([list(map(float, line.split()[:3])) for line in block.splitlines()[1:4]])
+        # pw.x prints a negative pressure under tension, and its tensor with the same sign.
+        np.testing.assert_allclose(ours[2], -stress * Ry / Bohr**3, rtol=1e-6)
+        assert atoms.cell.lengths() == pytest.approx([4.0] * 3, rel=0.1)
+
+
+def test_gpaw_energy_is_the_free_energy():
+    text = (RAW / "al_vacancy_1.gpaw.txt").read_text()
+    (atoms,) = read(RAW / "al_vacancy_1.gpaw.txt")
+    energy, forces, stress = labels_of(atoms)
+    np.testing.assert_allclose(forces, numbers(r"\n +\d Al", text.split("Forces in eV/Ang:")[1], 3))
+    np.testing.assert_allclose(stress, numbers("\n", text.split("Stress tensor:")[1], 3)[:3])
+    assert energy == numbers("Free energy:", text, 1).item()
+
+
+def test_cp2k():
+    text = gzip.decompress((RAW / "h2o.cp2k.out.gz").read_bytes()).decode()
+    (atoms,) = read(RAW / "h2o.cp2k.out.gz")
+    energy, forces, stress = labels_of(atoms)
+    assert str(atoms.symbols) == "OH2"
+    assert energy == pytest.approx(numbers(r"Total FORCE_EVAL \( QS \) energy \[a.u.\]:", text, 1).item() * Hartree)
+    np.testing.assert_allclose(forces, numbers(r"\n +\d +\d +[OH]", text.split("ATOMIC FORCES")[1], 3) * Hartree / Bohr)
+    printed = numbers(r"STRESS\| +[xyz]", text, 3)[:3]
+    np.testing.assert_allclose(stress, -printed * GPa, rtol=1e-9)
+    # The sign, from physics: the stress of a molecule in a large cell is minus its virial, sum r_i F_i, by volume.
+    virial = atoms.positions.T @ (forces - forces.mean(axis=0))
+    assert np.sign(stress[0, :2]) == pytest.approx(np.sign(-virial[0, :2]))
+    np.testing.assert_allclose(stress[0, 1], -virial[0, 1] / atoms.get_volume(), rtol=0.2)
+
+
+@pytest.mark.parametrize("name", ["pw.out", "scf.log", "run.txt", "output", "pw.out.gz"])
+def test_outputs_are_known_by_their_banner(tmp_path, name):
+    for raw, kind in (("al.scf.pwo", "espresso-out"), ("al_vacancy_1.gpaw.txt", "gpaw-out")):
+        content = (RAW / raw).read_bytes()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        assert format_of(tmp_path / name) == kind
+        assert all(isinstance(atoms, Atoms) for atoms in read(tmp_path / name))
+    (tmp_path / name).write_text("Dear diary")
+    assert format_of(tmp_path / name) is None
+
+
+def test_vasp_folders_give_each_calculation_once():
+    data = beside("vasp-si-rss")
+    start = time.perf_counter()
+    files = find_files(str(data))
+    frame, summary = dataset.assemble(dataset.structures_of(files), None, KEYS, None, 5.0, 42)
+    assert time.perf_counter() - start < 5
+    assert len(files) == summary["read"] == 22
+    assert (summary["used"], summary["e0_source"]) == (21, {"Si": "isolated atom"})
+    (isolated,) = read(data / "Si_isolated_1" / "outputs")
+    assert summary["e0"] == {"Si": labels_of(isolated)[0]}
+    assert frame.group.nunique() == 21
+
+
+@pytest.mark.parametrize("run", ["Si_bulk_1", "Si_isolated_1"])
+def test_vasprun_without_its_electrons_is_what_ase_reads_with_them(run, tmp_path):
+    content = gzip.decompress((beside("vasp-si-rss") / run / "outputs" / "vasprun.xml.gz").read_bytes())
+    step = content[content.index(b"<calculation>") : content.index(b"</calculation>") + len(b"</calculation>")]
+    projected = b"<projected><eigenvalues><r> 1 1 </r></eigenvalues><array/></projected></calculation>"
+    path = tmp_path / "vasprun.xml"
+    path.write_bytes(content.replace(step, step.replace(b"</calculation>", projected) + step))
+    ours, theirs = read(path), ase.io.read(path, ":")
+    assert len(ours) == len(theirs) == 2
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == other
+        for name in ("energy", "free_energy", "forces", "stress"):
+            np.testing.assert_array_equal(one.calc.results[name], other.calc.results[name])
+
+
+@pytest.mark.parametrize("run", ["Si_bulk_1", "Si_dimer_2", "Si_isolated_1"])
+def test_outcar_and_vasprun_agree(run):
+    folder = beside("vasp-si-rss") / run / "outputs"
+    assert [file.path.name for file in find_files(str(folder))] == ["vasprun.xml.gz"]
+    (outcar,), (vasprun,) = read(folder / "OUTCAR.gz"), read(folder / "vasprun.xml.gz")
+    printed = re.findall(rf"free  energy   TOTEN  = +{NUMBER}", gzip.decompress((folder / "OUTCAR.gz").read_bytes()).decode())
+    ours, theirs = labels_of(outcar), labels_of(vasprun)
+    assert ours[0] == pytest.approx(theirs[0], abs=1e-6)
+    assert ours[0] == pytest.approx(float(printed[-1]), abs=1e-6)
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
+    np.testing.assert_allclose(ours[2], theirs[2], atol=1e-5)
+    np.testing.assert_allclose(outcar.positions, vasprun.positions, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a.extxyz", "a.xyz", "a.xyz.gz", "a.traj", "a.db", "a.json"])
+def test_what_ase_wrote_comes_back(tmp_path, al_mg, name):
+    given = al_mg[1:20]
+    write(tmp_path / name, given, format={"xyz": "extxyz"}.get(name.split(".")[1]))
+    frames = read(tmp_path / name)
+    assert len(frames) == len(given)
+    for back, atoms in zip(frames, given, strict=True):
+        assert list(back.symbols) == list(atoms.symbols)
+        assert back.pbc.all()
+        np.testing.assert_allclose(back.cell, atoms.cell, atol=1e-8)
+        np.testing.assert_allclose(back.positions, atoms.positions, atol=1e-8)
+        for ours, theirs in zip(labels_of(back), labels_of(atoms), strict=True):
+            if theirs is not None:
+                np.testing.assert_allclose(ours, theirs, atol=1e-8)
+
+
+@pytest.mark.parametrize("columns", ["ours", "pacemaker"])
+def test_data_frames_come_back(tmp_path, al_mg, columns):
+    frame = dataset.atoms_to_dataframe(al_mg[:20])
+    path = tmp_path / "data.pckl.gzip"
+    if columns == "pacemaker":
+        renamed = frame.rename(columns={"energy_dft": "energy", "forces_dft": "forces", "stress_dft": "stress"})
+        dataset.save_frame(renamed[["ase_atoms", "energy", "forces", "stress"]], path)
+    else:
+        dataset.save_frame(frame, path)
+    assert format_of(path) == "pacemaker"
+    back = read(path)
+    assert len(back) == len(frame) == 18
+    for atoms, (_, row) in zip(back, frame.iterrows(), strict=True):
+        energy, forces, stress = labels_of(atoms)
+        assert energy == row.energy_dft
+        np.testing.assert_array_equal(forces, row.forces_dft)
+        np.testing.assert_array_equal(stress, row.stress_dft)
+
+
+def test_labels_of_a_target_are_dft_not_the_delta(tmp_path, al_mg):
+    frame = dataset.atoms_to_dataframe(al_mg[:20])
+    frame["energy_corrected"], frame["forces"] = 0.0, [f * 0 for f in frame.forces_dft]
+    dataset.save_frame(frame, tmp_path / "target.pckl.gzip")
+    assert [labels_of(atoms)[0] for atoms in read(tmp_path / "target.pckl.gzip")] == frame.energy_dft.tolist()
+
+
+class Runs:
+    """Unpickled, calls `function(*arguments)`."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("where", ["alone", "in a frame", "in atoms"])
+@pytest.mark.parametrize("function", [os.system, exec, eval, pd.read_pickle, np.load], ids=lambda f: f.__name__)
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, function, where):
+    touched, path = tmp_path / "touched", tmp_path / "evil.pckl.gzip"
+    code = f"touch {touched}" if function is os.system else f"__import__('os').system('touch {touched}')"
+    evil = Runs(function, code)
+    atoms = Atoms("Al", info={"note": evil})
+    content = {"alone": evil, "in a frame": pd.DataFrame({"x": [evil]}), "in atoms": pd.DataFrame({"ase_atoms": [atoms]})}
+    path.write_bytes(gzip.compress(pickle.dumps(content[where])))
+    with pytest.raises(UnsafeError, match=r"evil\.pckl\.gzip") as refused:
+        read(path)
+    assert refused.value.code == 77
+    assert not touched.exists()
+    with pytest.raises(UnsafeError):
+        load_frame(path)
+
+
+@pytest.fixture
+def five(tmp_path, al_mg):
+    """The text of five frames of several atoms, as lines, with the line that each starts at."""
+    write(tmp_path / "five.xyz", [a for a in al_mg if len(a) == 4][:5], format="extxyz")
+    text = (tmp_path / "five.xyz").read_text()
+    (tmp_path / "five.xyz").unlink()
+    return text.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("kept", [-1, -3, -5])
+def test_a_truncated_xyz_names_the_frame_and_keeps_the_others(tmp_path, five, kept):
+    (tmp_path / "a.xyz").write_text("".join(five[:kept]))
+    *frames, reason = read(tmp_path / "a.xyz")
+    assert [len(atoms) for atoms in frames] == [4] * 4
+    assert reason == "line 25: the file ends within a frame of 4 atoms"
+
+
+def test_an_xyz_cut_within_a_line_loses_only_that_frame(tmp_path, five):
+    (tmp_path / "a.xyz").write_text("".join(five)[:-40])
+    *frames, reason = read(tmp_path / "a.xyz")
+    assert len(frames) == 4
+    assert "line 25" in reason
+
+
+@pytest.mark.parametrize(
+    ("line", "text"), [(8, "Al 0 0 zero 0 0 0\n"), (8, "Qq 0 0 0 0 0 0\n"), (8, "Al 0 0 0\n"), (7, "x=\n")]
+)
+def test_a_broken_frame_does_not_take_the_others_with_it(tmp_path, five, line, text):
+    (tmp_path / "a.xyz").write_text("".join([*five[:line], text, *five[line + 1 :]]))
+    (file,) = find_files(str(tmp_path))
+    seen = audit.Audit()
+    assert len(dataset.rows_of(dataset.structures_of([file]), KEYS, None, 5.0, seen)) == 4
+    assert seen.read == 5
+    (broken,) = seen.left_out
+    assert broken["source"] == "a.xyz#1"
+    assert broken["reason"]
+
+
+def test_no_element_is_named(tmp_path, five):
+    (tmp_path / "a.xyz").write_text("".join(five).replace("Al ", "Qq ", 1))
+    assert "Qq" in read(tmp_path / "a.xyz")[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.xyz", "vasprun.xml", "OUTCAR", "a.pwo", "a.traj", "a.db", "a.castep", "a.pckl.gzip", "a.xyz.gz"]
+)
+@pytest.mark.parametrize("content", ["empty", "garbage"])
+def test_an_unreadable_file_says_so(tmp_path, name, content):
+    bytes_ = b"" if content == "empty" else b"\x00\x01 nothing of the kind\n" * 5
+    (tmp_path / name).write_bytes(bytes_)
+    frames = read(tmp_path / name)
+    assert frames, "left out silently"
+    assert all(isinstance(reason, str) and reason and "\n" not in reason for reason in frames)
+
+
+def test_half_an_output_says_so(tmp_path):
+    text = (RAW / "al.relax.pwo").read_text()
+    (tmp_path / "a.pwo").write_text(text[: text.index("!    total energy")])
+    seen = audit.Audit()
+    assert dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), KEYS, None, 5.0, seen) == []
+    assert seen.left_out == [{"source": "a.pwo#0", "reason": "no energy and forces"}]
+
+
+def names(path) -> list[str]:
+    return [file.name for file in find_files(str(path))]
+
+
+def test_files_are_found_in_a_directory_by_glob_and_by_name(tmp_path):
+    for name in ("b/c/two.xyz", "one.xyz", "b/notes.md", "b/settings.json", "three.traj"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(EXAMPLES, tmp_path / name)
+    assert names(tmp_path) == ["b/c/two.xyz", "one.xyz", "three.traj"]
+    assert names(tmp_path / "**" / "*.xyz") == ["b/c/two.xyz", "one.xyz"]
+    assert names(tmp_path / "o*.xyz") == ["one.xyz"]
+    assert find_files(str(tmp_path / "one.xyz")) == [InputFile(tmp_path / "one.xyz", "one.xyz", "extxyz")]
+
+
+@pytest.mark.parametrize("path", ["missing", "missing.xyz", "*.xyz", "", "b"])
+def test_no_input_is_66_and_names_the_path(tmp_path, path):
+    (tmp_path / "b").mkdir()
+    if path == "b":
+        (tmp_path / "b" / "notes.md").write_text("nothing")
+    with pytest.raises(NoInputError, match=re.escape(str(tmp_path / path))) as refused:
+        find_files(str(tmp_path / path))
+    assert refused.value.code == 66
+    assert refused.value.hint
+
+
+def test_labels_keep_info_of_the_frame(tmp_path):
+    atoms = labelled(Atoms("Al2", [(0, 0, 0), (0, 0, 2.5)], cell=[9, 9, 9], pbc=True), -1.0)
+    atoms.info.update(config_type="dimer", group="g")
+    write(tmp_path / "a.xyz", atoms, format="extxyz")
+    (row,) = dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), KEYS, None, 5.0, audit.Audit())
+    assert (row["config_type"], row["group"], row["source"]) == ("dimer", "g", "a.xyz#0")
+
+
+def test_a_file_in_pieces_is_the_same_file(tmp_path, monkeypatch):
+    """Whatever the number of workers, with a broken frame and one that is there twice."""
+    text = EXAMPLES.read_text()
+    (tmp_path / "a.extxyz").write_text(text.replace("energy=", "energi=", 1) + text[: text.index("\n", 400) + 1] + "oops\n")
+    (file,) = find_files(str(tmp_path))
+    seen = []
+    for size, workers in ((10**9, 1), (2000, 1), (2000, 2)):
+        monkeypatch.setattr(readers, "BYTES_IN_PIECE", size)
+        found = audit.Audit()
+        rows = dataset.rows_of(dataset.structures_of([file]), KEYS, None, 5.0, found, workers=workers)
+        seen.append(([row[dataset.SOURCE] for row in rows], [row[dataset.ENERGY] for row in rows], found))
+    assert len(readers.pieces_of(file)) > 10
+    assert len(seen[0][0]) > 100
+    assert seen[0] == seen[1] == seen[2]
