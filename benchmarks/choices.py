@@ -20,7 +20,8 @@ import numpy as np
 from mlip_pace import reference, selection
 from mlip_pace.ace import basis
 from mlip_pace.collect import dataset
-from mlip_pace.collect.files import find_files, load_frame
+from mlip_pace.collect.files import find_files
+from mlip_pace.collect.frames import load_frame
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
 from mlip_pace.train import linear
 

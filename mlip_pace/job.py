@@ -26,7 +26,8 @@ from filelock import FileLock, Timeout
 from mlip_pace import __version__, reference, selection
 from mlip_pace.ace import basis, core
 from mlip_pace.collect import dataset
-from mlip_pace.collect.files import InputFile, find_files, load_frame
+from mlip_pace.collect.files import InputFile, find_files
+from mlip_pace.collect.frames import load_frame
 from mlip_pace.errors import BusyError, DeviceError, GateError, JobError, OtherResultError, TimeLimitError
 from mlip_pace.publish import evaluate, potential
 from mlip_pace.publish.potential import SIDECAR, Potential

@@ -23,7 +23,9 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from mlip_pace.collect.audit import Audit, Broken, NotInBasis, checked, fully_periodic, labels
-from mlip_pace.collect.files import COLLECTIONS, InputFile, Piece, pieces_of, read_frames
+from mlip_pace.collect.extxyz import Piece, pieces_of
+from mlip_pace.collect.files import COLLECTIONS, InputFile
+from mlip_pace.collect.read import read_frames
 from mlip_pace.errors import DataError
 from mlip_pace.run import process
 from mlip_pace.settings import DataSettings

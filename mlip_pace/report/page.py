@@ -24,7 +24,7 @@ from markupsafe import Markup
 from mlip_pace.ace import basis
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS, composition
-from mlip_pace.collect.files import load_frame
+from mlip_pace.collect.frames import load_frame
 from mlip_pace.collect.neighbours import nearest
 from mlip_pace.publish.potential import Potential
 from mlip_pace.reference import pair_name

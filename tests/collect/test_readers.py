@@ -16,9 +16,12 @@ from ase.io import write
 from ase.units import Bohr, GPa, Hartree, Ry
 from conftest import EXAMPLES, RAW, beside, labelled
 
-from mlip_pace.collect import audit, dataset
+from mlip_pace.collect import audit, dataset, extxyz
 from mlip_pace.collect import files as readers
-from mlip_pace.collect.files import InputFile, Piece, find_files, format_of, load_frame, read_frames
+from mlip_pace.collect.extxyz import Piece
+from mlip_pace.collect.files import InputFile, find_files, format_of
+from mlip_pace.collect.frames import load_frame
+from mlip_pace.collect.read import read_frames
 from mlip_pace.errors import NoInputError, UnsafeError
 from mlip_pace.settings import DataSettings
 
@@ -315,6 +318,6 @@ def test_a_file_in_pieces_is_the_same_file(tmp_path, monkeypatch):
         found = audit.Audit()
         rows = dataset.rows_of(dataset.structures_of([file]), KEYS, None, 5.0, found, workers=workers)
         seen.append(([row[dataset.SOURCE] for row in rows], [row[dataset.ENERGY] for row in rows], found))
-    assert len(readers.pieces_of(file)) > 10
+    assert len(extxyz.pieces_of(file)) > 10
     assert len(seen[0][0]) > 100
     assert seen[0] == seen[1] == seen[2]

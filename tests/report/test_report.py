@@ -14,7 +14,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from mlip_pace import load_calculator
-from mlip_pace.collect.files import load_frame
+from mlip_pace.collect.frames import load_frame
 from mlip_pace.publish.potential import Potential
 from mlip_pace.report import figures
 from mlip_pace.report import page as report

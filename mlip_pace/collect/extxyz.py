@@ -1,0 +1,69 @@
+"""Extended XYZ: frame by frame, and a large file in pieces that workers read by themselves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from ase import Atoms
+from ase.io.extxyz import read_xyz
+
+from mlip_pace.collect.files import InputFile, in_one_line, opened
+
+BYTES_IN_PIECE = 2**20  # some hundred structures: seconds of work for a worker
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file, or a part of one between two frames, which a worker reads by itself."""
+
+    file: InputFile
+    begin: int = 0  # bytes
+    end: int | None = None
+    frames: int = 0  # that come before it
+    lines: int = 0
+
+
+def pieces_of(file: InputFile) -> list[Piece]:
+    """A plain extended XYZ file in pieces of about BYTES_IN_PIECE, any other in one."""
+    if file.format != "extxyz" or file.path.name.lower().endswith((".gz", ".bz2", ".xz")):
+        return [Piece(file)]
+    pieces, here, frames, lines = [Piece(file)], 0, 0, 0
+    with file.path.open("rb") as content:
+        while (first := content.readline()).strip().isdigit():  # what is no number is for the reader to complain about
+            body = [first, *islice(content, int(first) + 1)]
+            here, frames, lines = here + sum(map(len, body)), frames + 1, lines + len(body)
+            if here - pieces[-1].begin >= BYTES_IN_PIECE:
+                pieces[-1] = replace(pieces[-1], end=here)
+                pieces.append(Piece(file, here, None, frames, lines))
+    return pieces
+
+
+def read(piece: Piece) -> Iterator[Atoms | str]:
+    """Frame by frame, so that a broken one does not take the others with it."""
+    with opened(piece.file.path) as binary:
+        if piece.begin:
+            binary.seek(piece.begin)
+        content = binary if piece.end is None else io.BytesIO(binary.read(piece.end - piece.begin))
+        lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace")
+        number = piece.lines
+        while first := lines.readline():
+            number += 1
+            if not first.strip():
+                continue
+            try:
+                count = int(first)
+            except ValueError:
+                yield f"line {number}: a number of atoms is expected, found {first.strip()[:40]!r}; the rest is not read"
+                return
+            body = [lines.readline() for _ in range(count + 1)]
+            if not body[-1] or (not body[-1].endswith("\n") and len(body[-1].split()) < len(body[-2].split()) and count > 1):
+                yield f"line {number}: the file ends within a frame of {count} atoms"
+                return
+            try:
+                yield next(read_xyz(io.StringIO(first + "".join(body)), 0))
+            except Exception as error:
+                yield f"line {number}: {in_one_line(error)}"
+            number += count + 1
