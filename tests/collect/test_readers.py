@@ -17,7 +17,6 @@ from ase.units import Bohr, GPa, Hartree, Ry
 from conftest import EXAMPLES, RAW, beside, labelled
 
 from mlip_pace.collect import audit, dataset, extxyz
-from mlip_pace.collect import files as readers
 from mlip_pace.collect.extxyz import Piece
 from mlip_pace.collect.files import InputFile, find_files, format_of
 from mlip_pace.collect.frames import load_frame
@@ -314,7 +313,7 @@ def test_a_file_in_pieces_is_the_same_file(tmp_path, monkeypatch):
     (file,) = find_files(str(tmp_path))
     seen = []
     for size, workers in ((10**9, 1), (2000, 1), (2000, 2)):
-        monkeypatch.setattr(readers, "BYTES_IN_PIECE", size)
+        monkeypatch.setattr(extxyz, "BYTES_IN_PIECE", size)
         found = audit.Audit()
         rows = dataset.rows_of(dataset.structures_of([file]), KEYS, None, 5.0, found, workers=workers)
         seen.append(([row[dataset.SOURCE] for row in rows], [row[dataset.ENERGY] for row in rows], found))
