@@ -15,10 +15,12 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, GPa, Hartree, bar
 
+from mlip_pace.collect.files import Frame
+
 _NUMBER = r"([-+]?\d[\d.]*(?:[EeDd][-+]?\d+)?)"
 
 
-def read_output(lines: Iterable[str]) -> Iterator[Atoms | str]:
+def read_output(lines: Iterable[str]) -> Iterator[Frame]:
     """A structure for each energy that CP2K printed; for one that is incomplete, the reason."""
     cell: dict[str, list[float]] = {}
     symbols: list[str] = []
@@ -30,7 +32,7 @@ def read_output(lines: Iterable[str]) -> Iterator[Atoms | str]:
     stress_unit, section = GPa, ""
     fresh = False
 
-    def finished() -> Iterator[Atoms | str]:
+    def finished() -> Iterator[Frame]:
         nonlocal fresh
         if energy is None:
             return

@@ -24,7 +24,7 @@ from ase.data import atomic_numbers
 
 from mlip_pace.collect.audit import Audit, Broken, NotInBasis, checked, fully_periodic, labels
 from mlip_pace.collect.extxyz import Piece, pieces_of
-from mlip_pace.collect.files import COLLECTIONS, InputFile
+from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, Unconverged
 from mlip_pace.collect.read import read_frames
 from mlip_pace.errors import DataError
 from mlip_pace.run import process
@@ -55,7 +55,7 @@ def geometry_key(atoms: Atoms) -> bytes:
     return hashlib.sha256(atoms.numbers.tobytes() + atoms.pbc.tobytes() + rounded.tobytes()).digest()
 
 
-Structure = tuple[str, str, Atoms | str]  # source, group, atoms or why there are none
+Structure = tuple[str, str, Frame]  # source, group, atoms or why there are none
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,12 @@ def examine(
 
 
 def _examine(
-    source: str, group: str, atoms: Atoms | str, data: DataSettings, elements: Sequence[str] | None, cutoff: float
+    source: str, group: str, atoms: Frame, data: DataSettings, elements: Sequence[str] | None, cutoff: float
 ) -> Examined:  # fmt: skip
     if isinstance(atoms, str):
         return Examined(source, reason=atoms, rejected=True)
+    if isinstance(atoms, Unconverged):
+        return Examined(source, reason=atoms.reason, rejected=True)
     try:
         found, keys = labels(atoms, data)
         energy, forces, stress, lonely = checked(atoms, found, elements, cutoff)

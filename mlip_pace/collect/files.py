@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ase import Atoms
 from ase.io.formats import open_with_compression
 
 from mlip_pace.errors import NoInputError
@@ -34,6 +35,17 @@ _SUFFIXES = {
 }
 # Files that hold structures of unrelated calculations.
 COLLECTIONS = ("extxyz", "db", "json", "pacemaker")
+
+
+@dataclass(frozen=True)
+class Unconverged:
+    """A structure whose calculation is not valid as training data, and why: its SCF did not converge, say."""
+
+    atoms: Atoms
+    reason: str
+
+
+Frame = Atoms | Unconverged | str  # what a reader yields for each frame: the structure, or why there is none
 
 
 @dataclass(frozen=True)

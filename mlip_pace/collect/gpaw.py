@@ -9,10 +9,10 @@ from pathlib import Path
 from ase import Atoms
 from ase.io import iread
 
-from mlip_pace.collect.files import opened
+from mlip_pace.collect.files import Frame, opened
 
 
-def read(path: Path) -> Iterator[Atoms | str]:
+def read(path: Path) -> Iterator[Frame]:
     """ASE reads the energy extrapolated to zero smearing; the one that belongs to the forces is the free energy."""
     with opened(path) as file:
         free = [float(value) for value in re.findall(rb"^Free energy: +(\S+)", file.read(), re.MULTILINE)]

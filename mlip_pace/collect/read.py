@@ -13,11 +13,11 @@ from ase.io import iread
 
 from mlip_pace.collect import cp2k, extxyz, frames, gpaw, vasp
 from mlip_pace.collect.extxyz import Piece
-from mlip_pace.collect.files import in_one_line, opened
+from mlip_pace.collect.files import Frame, in_one_line, opened
 from mlip_pace.errors import UnsafeError
 
 
-def read_frames(piece: Piece) -> Iterator[Atoms | str]:
+def read_frames(piece: Piece) -> Iterator[Frame]:
     """The structures of a piece in order; for one that cannot be read, the reason. Raises `UnsafeError`."""
     file, empty = piece.file, piece.frames == 0
     try:
@@ -34,7 +34,7 @@ def read_frames(piece: Piece) -> Iterator[Atoms | str]:
         yield f"holds no structure in the format {file.format}"
 
 
-def _structures(piece: Piece) -> Iterator[Atoms | str]:
+def _structures(piece: Piece) -> Iterator[Frame]:
     path, kind = piece.file.path, piece.file.format
     if kind == "extxyz":
         yield from extxyz.read(piece)

@@ -23,7 +23,7 @@ from mlip_pace.ace import basis
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.audit import Broken, checked, fully_periodic, labels
 from mlip_pace.collect.dataset import ATOMS, ENERGY, FORCES, STRESS, structures_of
-from mlip_pace.collect.files import find_files
+from mlip_pace.collect.files import Unconverged, find_files
 from mlip_pace.errors import DataError
 from mlip_pace.publish import evaluate
 from mlip_pace.publish.potential import intact
@@ -45,7 +45,8 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
     if potential is None:
         raise DataError(f"{sidecar} is not the sidecar of a whole potential", "give the potential.json of an output path")
     structures, rows, unreadable = [], [], []
-    for source, _, atoms in chain.from_iterable(structures_of(find_files(data))):
+    for source, _, frame in chain.from_iterable(structures_of(find_files(data))):
+        atoms = frame.atoms if isinstance(frame, Unconverged) else frame
         if isinstance(atoms, str) or len(atoms) == 0:
             unreadable.append({"source": source, "reason": atoms if isinstance(atoms, str) else "no atoms"})
             continue
@@ -55,6 +56,8 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
                 f"its elements are {', '.join(potential.elements)}",
             )
         try:
+            if isinstance(frame, Unconverged):
+                raise Broken(frame.reason)
             label = checked(atoms, labels(atoms, DataSettings.model_construct())[0], None, cutoff=1.0)[:3]
         except Broken:
             label = None
@@ -98,10 +101,10 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
     if known:
         energy, forces, stress = zip(*(rows[n] for n in known), strict=True)
         columns = {ATOMS: [structures[n] for n in known], ENERGY: energy, FORCES: forces, STRESS: stress}
-        frame = pd.DataFrame(columns)
+        table = pd.DataFrame(columns)
         for place, name in enumerate(("energy_pred", "forces_pred", "stress_pred")):
-            frame[name] = pd.Series([predicted[n][place] for n in known], dtype=object if place else float)
-        summary["errors"] = evaluate.errors(frame)
+            table[name] = pd.Series([predicted[n][place] for n in known], dtype=object if place else float)
+        summary["errors"] = evaluate.errors(table)
     return summary
 
 
