@@ -37,7 +37,7 @@ from mlip_pace.ace import basis
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import find_files
 from mlip_pace.publish.potential import Potential
-from mlip_pace.run import process
+from mlip_pace.run import pool
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
 from mlip_pace.train import linear
 
@@ -235,7 +235,7 @@ def workers(train, functions):
     seconds = {1: [], 2: []}
     for count in (1, 2) * 3:
         begin = time.monotonic()
-        deque(process.parallel_map(function, linear.chunks_of(structures), count), maxlen=0)
+        deque(pool.parallel_map(function, linear.chunks_of(structures), count), maxlen=0)
         seconds[count].append(round(time.monotonic() - begin, 2))
     return {"one": seconds[1], "two": seconds[2], "ratio": round(min(seconds[1]) / min(seconds[2]), 2)}
 

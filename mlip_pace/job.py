@@ -31,7 +31,7 @@ from mlip_pace.collect.frames import load_frame
 from mlip_pace.errors import BusyError, DeviceError, GateError, JobError, OtherResultError, TimeLimitError
 from mlip_pace.publish import evaluate, potential
 from mlip_pace.publish.potential import SIDECAR, Potential
-from mlip_pace.run import limits, process
+from mlip_pace.run import child, gpu, limits
 from mlip_pace.run.log import Journal
 from mlip_pace.run.steps import Stage, once, plan, sha256
 from mlip_pace.settings import Settings, load
@@ -232,7 +232,7 @@ def _deadline(settings: Settings, begin: float) -> float:
     """When the training has to stop, so that evaluation and publishing still fit in: they take less than all before."""
     if settings.run.time_limit is None:
         return math.inf
-    rest = process.SECONDS_TO_END + max(10.0, time.monotonic() - begin)
+    rest = child.SECONDS_TO_END + max(10.0, time.monotonic() - begin)
     return begin + settings.run.time_limit - rest
 
 
@@ -261,7 +261,7 @@ def _device(settings: Settings, journal: Journal) -> str:
     """The GPU's name, or `cpu`. Raises `DeviceError` where a GPU is asked for and TensorFlow cannot use one."""
     if settings.run.device == "cpu" or not NVIDIA.exists():
         return "cpu"
-    name, reason = process.gpu(process.environment(1, "gpu", settings.run.gpu_memory, settings.output.path))
+    name, reason = gpu.name(child.environment(1, "gpu", settings.run.gpu_memory, settings.output.path))
     if name is None and settings.run.device == "gpu":
         raise DeviceError(
             f"MLIP_PACE_RUN_DEVICE=gpu, but TensorFlow cannot use the GPU here: {reason}",

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ase import Atoms
 
 from mlip_pace.ace.expansion import Expansion
-from mlip_pace.run import process
+from mlip_pace.run import pool
 
 Rows = dict[str, npt.NDArray[Any]]  # by element: (atoms, functions)
 CHUNK = 32  # structures that a worker takes at a time
@@ -42,7 +42,7 @@ def on_disk(
                 os.posix_fallocate(file.fileno(), 0, ends[symbol] * count * np.dtype(precision).itemsize)
             rows[symbol] = np.memmap(folder / symbol, precision, "r+", shape=(ends[symbol], count))
     chunks = [range(n, min(n + CHUNK, len(structures))) for n in range(0, len(structures), CHUNK)]
-    for _ in process.parallel_map(partial(_fill, rows, spans, structures, expansion), chunks, workers):
+    for _ in pool.parallel_map(partial(_fill, rows, spans, structures, expansion), chunks, workers):
         pass
     return rows, spans
 

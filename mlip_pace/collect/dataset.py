@@ -27,7 +27,7 @@ from mlip_pace.collect.extxyz import Piece, pieces_of
 from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, Unconverged
 from mlip_pace.collect.read import read_frames
 from mlip_pace.errors import DataError
-from mlip_pace.run import process
+from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
 
 ATOMS, ENERGY, FORCES, STRESS = "ase_atoms", "energy_dft", "forces_dft", "stress_dft"
@@ -131,7 +131,7 @@ def rows_of(
     rows: list[dict[str, Any]] = []
     seen: dict[bytes, dict[str, Any]] = {}
     function = partial(examine, data=data, elements=elements, cutoff=cutoff, prefix=prefix)
-    for one in chain.from_iterable(process.parallel_map(function, pieces, workers)):
+    for one in chain.from_iterable(pool.parallel_map(function, pieces, workers)):
         audit.read += 1
         if one.row is None:
             (audit.reject if one.rejected else audit.leave_out)(one.source, one.reason)

@@ -19,7 +19,7 @@ from mlip_pace.ace import basis
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, SOURCE, SPLIT, STRESS, TEST, save_frame
 from mlip_pace.reference import Reference
-from mlip_pace.run import process
+from mlip_pace.run import pool
 from mlip_pace.settings import EvaluateSettings
 
 DOUBTFUL = 0.5  # of the spread of stresses: errors beyond it are those of the labels
@@ -32,7 +32,7 @@ def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers:
     structures = list(frame[ATOMS])
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
     predict_some = partial(_predict, calculator=basis.calculator_of(potential), reference=reference)
-    parts = process.parallel_map(predict_some, chunks, workers)
+    parts = pool.parallel_map(predict_some, chunks, workers)
     rows = [row for part in parts for row in part]
     return pd.DataFrame(rows, columns=["energy_pred", "forces_pred", "stress_pred"], index=frame.index)
 

@@ -28,7 +28,7 @@ from mlip_pace.errors import DataError
 from mlip_pace.publish import evaluate
 from mlip_pace.publish.potential import intact
 from mlip_pace.reference import Reference
-from mlip_pace.run import process
+from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
 
 CHUNK = 16  # structures that a worker takes at a time
@@ -75,7 +75,7 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
         grader.compute_projections = True  # grades are made of them
         grader.set_active_set(str(potential.path.parent / "potential.asi"))
     predict_some = partial(_predict, calculator=calculator, grader=grader, reference=potential.reference)
-    done = process.parallel_map(predict_some, chunks, workers)
+    done = pool.parallel_map(predict_some, chunks, workers)
     predicted = [one for part in done for one in part]
     part = output.with_name(f".{output.name}.part")
     with part.open("w") as file:

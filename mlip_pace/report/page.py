@@ -30,7 +30,7 @@ from mlip_pace.publish.potential import Potential
 from mlip_pace.reference import pair_name
 from mlip_pace.report import figures, volumes
 from mlip_pace.report.figures import Layer, Panel, cells, rounded
-from mlip_pace.run import process
+from mlip_pace.run import pool
 from mlip_pace.run.templates import templates
 from mlip_pace.selection import GRADE
 from mlip_pace.train.pacemaker import LEAST_SQUARES
@@ -92,7 +92,7 @@ def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path, workers
         made_section(potential),
     ]
     panels = [panel for section in sections for panel in section.panels]
-    drawn = dict(zip((panel.name for panel in panels), process.parallel_map(figures.svg, panels, workers), strict=True))
+    drawn = dict(zip((panel.name for panel in panels), pool.parallel_map(figures.svg, panels, workers), strict=True))
     return (
         templates("report", autoescape=True)
         .get_template("report.html.j2")

@@ -27,7 +27,7 @@ from mlip_pace.ace import basis
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array, Integers
 from mlip_pace.collect.dataset import ATOMS
-from mlip_pace.run import process
+from mlip_pace.run import pool
 from mlip_pace.train.weights import loss_weights
 
 # Atoms that a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.
@@ -157,4 +157,4 @@ def fit(structures: Sequence[Labelled], potential: dict[str, Any], kappa: float,
     """The least-squares solution on the basis of a potential section."""
     function = partial(accumulate, expansion=basis.expansion(potential), kappa=kappa)
     scale = basis.smoothness(potential)
-    return solve(total(process.parallel_map(function, chunks_of(structures), workers), len(scale)), scale)
+    return solve(total(pool.parallel_map(function, chunks_of(structures), workers), len(scale)), scale)

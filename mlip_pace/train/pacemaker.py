@@ -25,7 +25,7 @@ from mlip_pace.ace import activeset, core
 from mlip_pace.collect.dataset import ATOMS, NAME, SOURCE, SPLIT, TEST, WEIGHT, save_frame
 from mlip_pace.errors import DivergedError, JobError, OutOfMemoryError, SettingsError, TimeLimitError, ToolError
 from mlip_pace.reference import Reference
-from mlip_pace.run import limits, process
+from mlip_pace.run import child, limits
 from mlip_pace.run.steps import write_whole
 from mlip_pace.run.templates import templates
 from mlip_pace.settings import TrainingSettings
@@ -115,7 +115,7 @@ class PacemakerRunner:
         self.seconds = 0.0  # of the pacemaker process
         scratch = folder / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
-        self.environment = process.environment(self.threads, device, gpu_memory, scratch.resolve())
+        self.environment = child.environment(self.threads, device, gpu_memory, scratch.resolve())
 
     def train(self, train: pd.DataFrame, test: pd.DataFrame | None = None) -> Trained:
         """Fit to `train` and return the result, continuing from where the folder has got to; `test` is only watched.
@@ -169,11 +169,11 @@ class PacemakerRunner:
         began = datetime.now(UTC).isoformat(timespec="seconds")
         record: dict[str, Any] = {"began": began, "batch_size": batch_size, "ended": "killed"}
         write_whole(attempt / RECORD, json.dumps(record))
-        command = [process.program("pacemaker"), "input.yaml", "--no-predict"]
+        command = [child.program("pacemaker"), "input.yaml", "--no-predict"]
         begin = time.monotonic()
         log = attempt / "output.log"
         try:
-            ended = process.run(command, attempt, log, self.environment, lambda: self._follow(attempt, before), self.deadline)
+            ended = child.run(command, attempt, log, self.environment, lambda: self._follow(attempt, before), self.deadline)
             record["ended"] = _why_it_ended(attempt / "log.txt") if ended else "the time limit came first"
         except JobError as error:
             record |= {"ended": error.message, "out_of_memory": isinstance(error, OutOfMemoryError)}
@@ -199,7 +199,7 @@ class PacemakerRunner:
             )
         output = attempt / "output_potential.yaml"
         if not output.exists():
-            raise ToolError("pacemaker wrote no potential", f"its whole log is {log}", process.tail(log))
+            raise ToolError("pacemaker wrote no potential", f"its whole log is {log}", child.tail(log))
         shutil.copyfile(output, target)
         return Trained(target, done, self.records(), loss, record["ended"], self.linear_start)
 

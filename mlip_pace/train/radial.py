@@ -27,7 +27,7 @@ import numpy as np
 from mlip_pace.ace import basis
 from mlip_pace.ace.expansion import Expansion, Pair
 from mlip_pace.arrays import Array, Integers
-from mlip_pace.run import process
+from mlip_pace.run import pool
 from mlip_pace.run.steps import write_whole
 from mlip_pace.train import linear
 from mlip_pace.train.linear import Labelled, Normal, Solution
@@ -117,7 +117,7 @@ def iterate(
     sample = _sample(structures, size, np.random.default_rng((seed, number)))
     expansion, coefficients = basis.expansion(potential), state.solution.coefficients
     function = partial(jacobian, expansion=expansion, pairs=pairs, coefficients=coefficients, kappa=kappa)
-    parts = process.parallel_map(function, linear.chunks_of(sample), workers)
+    parts = pool.parallel_map(function, linear.chunks_of(sample), workers)
     normal = linear.total(parts, len(columns) + len(coefficients))
     radial = basis.radial_coefficients(potential)
     length = state.trust * float(np.linalg.norm(radial[columns]))
@@ -217,7 +217,7 @@ def errors(potential: Path, structures: Sequence[Labelled], kappa: float, worker
     """Loss and errors of the target (eV/atom; eV/Å per component), under pacemaker's names."""
     chunks = linear.chunks_of(structures)
     predict = basis.Predictor({"filename": str(potential)})
-    predicted = process.parallel_map(lambda chunk: [predict(labelled.atoms) for labelled in chunk], chunks, workers)
+    predicted = pool.parallel_map(lambda chunk: [predict(labelled.atoms) for labelled in chunk], chunks, workers)
     gaps = [p[: len(s.target)] - s.target for p, s in zip(chain.from_iterable(predicted), structures, strict=True)]
     energy = np.array([gap[0] / len(s.atoms) for gap, s in zip(gaps, structures, strict=True)])
     forces = np.concatenate([gap[1 : 1 + 3 * len(s.atoms)] for gap, s in zip(gaps, structures, strict=True)])

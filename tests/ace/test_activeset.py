@@ -10,7 +10,7 @@ from mlip_pace import reference
 from mlip_pace.ace import activeset, basis, projections
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import find_files
-from mlip_pace.run import process
+from mlip_pace.run import child
 from mlip_pace.settings import BasisSettings, DataSettings
 
 
@@ -26,7 +26,7 @@ def fitted(tmp_path_factory):
     file = folder / "potential.yaml"
     basis.write_linear(file, section, np.zeros(sum(basis.expansion(section).counts)))
     dataset.save_frame(frame[[dataset.ATOMS, "energy_corrected", "forces"]], folder / "data.pckl.gzip")
-    command = [process.program("pace_activeset"), file.name, "-d", "data.pckl.gzip", "-a"]
+    command = [child.program("pace_activeset"), file.name, "-d", "data.pckl.gzip", "-a"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return file, list(frame[dataset.ATOMS]), dict(np.load(folder / "potential.asi"))
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import math
-import multiprocessing
 import os
 import pwd
 import re
@@ -17,13 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-from threadpoolctl import threadpool_limits
 
 from mlip_pace.errors import OutOfMemoryError, StorageError, ToolError
 from mlip_pace.run import limits
@@ -33,16 +26,13 @@ from mlip_pace.run.stopping import SIGNALS, raise_if_stopped
 _NO_MEMORY = re.compile("ResourceExhaustedError|std::bad_alloc|MemoryError")
 _NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 OOM_SCORE = Path("/proc/self/oom_score_adj")  # the kernel kills the process with the highest first
 SECONDS_TO_END = 6.0  # for a child that was asked to end; less than stopping.SECONDS_TO_STOP
 
 
-def _as_child() -> None:
+def as_child() -> None:
     """In the child: the kernel is to kill it when the parent dies, however that happens, and before us for want of memory."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in SIGNALS:
@@ -80,26 +70,6 @@ def program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-_NAME_GPU = """
-import tensorflow as tf
-for gpu in tf.config.list_physical_devices("GPU"):
-    print("GPU:", tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
-"""
-
-
-def gpu(env: Mapping[str, str]) -> tuple[str | None, str]:
-    """The name of the GPU that TensorFlow uses, if it can use one; and what it says about it."""
-    command = [sys.executable, "-c", _NAME_GPU]
-    done = subprocess.run(
-        command, env={**env, "TF_CPP_MIN_LOG_LEVEL": "0"}, capture_output=True, text=True, preexec_fn=_as_child
-    )
-    names = [line.removeprefix("GPU: ") for line in done.stdout.splitlines() if line.startswith("GPU: ")]
-    said = [line for line in done.stderr.splitlines() if re.search("cuda|cudnn|gpu|error", line, re.IGNORECASE)]
-    return (names[0] if names else None), (
-        said[-1].rpartition("] ")[2].strip() if said else f"it sees none (exit code {done.returncode})"
-    )
-
-
 def run(
     command: list[str],
     folder: Path,
@@ -125,7 +95,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=_as_child,
+            preexec_fn=as_child,
             start_new_session=True,
         )
         try:
@@ -163,50 +133,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-
-
-def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """`map(function, items)` in worker processes that end with us; results in the order of the items.
-
-    Function and items are there in the workers without being sent: these are forked from us.
-    """
-    if workers <= 1 or len(items) <= 1:
-        yield from map(function, items)
-        return
-    kills = limits.out_of_memory_kills()
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(workers, len(items)), context, _start_worker, (function, items)) as pool:
-        try:
-            # Many small items a few at a time: each message takes half a millisecond.
-            for result in pool.map(_work, range(len(items)), chunksize=max(1, len(items) // (16 * workers))):
-                raise_if_stopped()
-                yield result
-        except BrokenProcessPool:
-            if limits.out_of_memory_kills() > kills:
-                raise OutOfMemoryError("a worker process ran out of memory", "fewer MLIP_PACE_RUN_THREADS need less") from None
-            hint = "if something outside killed it, run the same command again; fewer MLIP_PACE_RUN_THREADS need less memory"
-            raise ToolError("a worker process was killed", hint) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-_task: tuple[Callable[[Any], Any], Sequence[Any]]  # of a worker
-
-
-def _start_worker(function: Callable[[Any], Any], items: Sequence[Any]) -> None:
-    global _task
-    _as_child()
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # stopping is the parent's business
-    threadpool_limits(1)
-    gc.freeze()  # what is inherited is not ours to collect: looking through it takes time, and memory for copies of its pages
-    _task = function, items
-
-
-def _work(item: int) -> Any:
-    function, items = _task
-    return function(items[item])
 
 
 def tail(log: Path, lines: int = 25) -> str:

@@ -1,0 +1,29 @@
+"""Whether TensorFlow can use a GPU here, and which. Asked in a child: TensorFlow never lives in our own process."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from mlip_pace.run.child import as_child
+
+_NAME_GPU = """
+import tensorflow as tf
+for gpu in tf.config.list_physical_devices("GPU"):
+    print("GPU:", tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
+"""
+
+
+def name(env: Mapping[str, str]) -> tuple[str | None, str]:
+    """The name of the GPU that TensorFlow uses, if it can use one; and what it says about it."""
+    command = [sys.executable, "-c", _NAME_GPU]
+    done = subprocess.run(
+        command, env={**env, "TF_CPP_MIN_LOG_LEVEL": "0"}, capture_output=True, text=True, preexec_fn=as_child
+    )
+    names = [line.removeprefix("GPU: ") for line in done.stdout.splitlines() if line.startswith("GPU: ")]
+    said = [line for line in done.stderr.splitlines() if re.search("cuda|cudnn|gpu|error", line, re.IGNORECASE)]
+    return (names[0] if names else None), (
+        said[-1].rpartition("] ")[2].strip() if said else f"it sees none (exit code {done.returncode})"
+    )
