@@ -34,6 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from mlip_pace import reference
 from mlip_pace.ace import basis
+from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import find_files
 from mlip_pace.publish.potential import Potential
@@ -89,13 +90,13 @@ def pacemaker_input(folder, train, test, functions):
     template = (Path(pyace.__file__).parent / "data" / "input_template.yaml").read_text()
     settings = DataSettings.model_construct(test_fraction=0.0)
     pieces = (dataset.structures_of(find_files(path)) for path in (train, test))
-    frames, about = dataset.assemble(*pieces, settings, None, CUTOFF, 42)
+    frames, about = dataset.assemble(*pieces, dataset.Rules(settings, cutoff=CUTOFF))
     frames["energy_corrected"], frames["forces"] = frames[dataset.ENERGY] - frames[dataset.ENERGY_ATOMS], frames[dataset.FORCES]
     is_test = frames[dataset.SPLIT] == dataset.TEST
     for part, rows in (("train", frames[~is_test]), ("test", frames[is_test])):
         dataset.save_frame(rows[[dataset.ATOMS, "energy_corrected", "forces", "name"]], folder / f"{part}.pckl.gzip")
     text = Template(template).render(
-        ELEMENTS=about["elements"], RCUT=CUTOFF, DATAFILENAME="train.pckl.gzip", test_size="test_filename: test.pckl.gzip",
+        ELEMENTS=about.elements, RCUT=CUTOFF, DATAFILENAME="train.pckl.gzip", test_size="test_filename: test.pckl.gzip",
         number_of_functions_per_element=f"number_of_functions_per_element: {functions}",
     )  # fmt: skip
     (folder / "input.yaml").write_text(text)
@@ -147,15 +148,15 @@ def collect(train):
         begin = time.monotonic()
         files = find_files(name)
         settings = DataSettings.model_construct(test_fraction=0.0, max_rejected=1.0)
-        _, about = dataset.assemble(dataset.structures_of(files), None, settings, None, CUTOFF, 42, workers=2)
-        ours = {"seconds": round(time.monotonic() - begin, 2), "structures": about["read"]}
+        _, about = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(settings, cutoff=CUTOFF, workers=2))
+        ours = {"seconds": round(time.monotonic() - begin, 2), "structures": about.read}
         theirs = run([BIN / "pace_collect", "-wd", name], folder=name)
     return {"ours": ours, "pace_collect": theirs}
 
 
 def errors_of(potential, frame):
     """MAE of ACE against energy_corrected and forces: meV/atom, eV/Å."""
-    calculator, energy, forces = basis.calculator_of(potential), [], []
+    calculator, energy, forces = calculator_of(potential), [], []
     for atoms, e, f in zip(frame[dataset.ATOMS], frame["energy_corrected"], frame["forces"], strict=True):
         calculator.calculate(atoms)
         energy.append(abs(calculator.results["energy"] - e) / len(atoms))
@@ -183,10 +184,10 @@ def ace_jax(train, test, program):
 def labelled(train, functions):
     """The structures with their labels and weights, and the potential section."""
     settings = DataSettings.model_construct(test_fraction=0.0)
-    frames, about = dataset.assemble(dataset.structures_of(find_files(train)), None, settings, None, CUTOFF, 42)
+    frames, about = dataset.assemble(dataset.structures_of(find_files(train)), None, dataset.Rules(settings, cutoff=CUTOFF))
     target = reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, CUTOFF), frames)
     shortest = reference.shortest_distances(target[dataset.ATOMS], CUTOFF)
-    potential = basis.potential_section(BasisSettings.model_construct(functions=functions), about["elements"], shortest)
+    potential = basis.section(BasisSettings.model_construct(functions=functions), about.elements, shortest)
     return linear.labelled(target), potential
 
 
@@ -194,13 +195,12 @@ def labelled(train, functions):
 def rows(train, functions):
     """Milliseconds an atom of design rows by pyace and by us, of every tenth structure, three times in turn: the fastest."""
     from pyace.atomicenvironment import aseatoms_to_atomicenvironment
-    from pyace.basis import ACEBBasisSet
     from pyace.calculator import ACECalculator
     from pyace.evaluator import ACEBEvaluator
 
     structures, potential = labelled(train, functions)
     structures = [one.atoms for one in structures[::10]]
-    pyace = ACEBBasisSet(basis.build(potential))
+    pyace = basis.basis_set(potential)
     evaluator = ACEBEvaluator(pyace)
     calculator = ACECalculator(evaluator)
     elements = pyace.elements_to_index_map
@@ -219,7 +219,7 @@ def rows(train, functions):
     zero, pairs = np.zeros(sum(basis.expansion(potential).counts)), list(basis.radial_pairs(potential))
     ways = {
         "pyace": theirs,
-        "ours": lambda: deque(basis.design_rows(potential, structures), maxlen=0),
+        "ours": lambda: deque(basis.expansion(potential).rows(structures, stress=True), maxlen=0),
         "ours with those of the radial coefficients": lambda: deque(
             basis.expansion(potential).rows(structures, zero, pairs), maxlen=0
         ),

@@ -71,9 +71,9 @@ def _job(given: argparse.Namespace) -> int:
         if given.command == "predict":
             more = {"summary": _predict(given, journal)}
         else:
-            from mlip_pace import settings
+            from mlip_pace import sources
 
-            loaded = settings.load()
+            loaded = sources.load()
             from mlip_pace import check, job
 
             stopping.raise_from_now_on()

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from ase import Atoms
 
 from mlip_pace.ace import basis
+from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import ATOMS_IN_BATCH
 from mlip_pace.run import limits
-from mlip_pace.train.pacemaker import BYTES_PER_ATOM, TRAINER_BYTES
+from mlip_pace.train.pacemaker import memory_needed
 
 CALIBRATION = 0.5  # s
 # In times of the rows of the same atoms on as many threads; silicon set, 500 functions, 2 cores: the linear start 1.1, an
@@ -25,14 +25,12 @@ LINEAR_START, REFINEMENT, ITERATION = 1.2, 2.5, 2.5
 TENSORFLOW = 40.0  # s; to start it and build its graph
 
 
-def seconds(
-    potential: dict[str, Any], train: Sequence[Atoms], iterations: int, threads: int, pacemaker: bool
-) -> dict[str, float]:
+def seconds(on: Basis, train: Sequence[Atoms], iterations: int, threads: int, pacemaker: bool) -> dict[str, float]:
     """Seconds of the linear start and of `iterations` on all of the structures, by pacemaker or by radial.py."""
     by_size = sorted(train, key=len)
     # From the middle outwards, so that a sample of a few is of typical size.
     sample = [by_size[n] for n in sorted(range(len(train)), key=lambda n: abs(n - len(train) // 2))]
-    expansion, spent, atoms = basis.expansion(potential), 0.0, 0
+    expansion, spent, atoms = basis.expansion(on), 0.0, 0
     while sample and spent < CALIBRATION:
         some = [sample.pop(0)]
         while sample and sum(map(len, some)) < ATOMS_IN_BATCH:
@@ -45,6 +43,6 @@ def seconds(
     return {"linear_start": round(LINEAR_START * rows, 3), "training": round(training if iterations else 0.0, 1)}
 
 
-def memory(batch_atoms: float) -> dict[str, int]:
+def memory(batch_atoms: float, functions: int) -> dict[str, int]:
     """Bytes that pacemaker takes with so many atoms in a batch, and bytes that there are."""
-    return {"needed": int(TRAINER_BYTES + BYTES_PER_ATOM * batch_atoms), "available": limits.memory()}
+    return {"needed": int(memory_needed(batch_atoms, functions)), "available": limits.memory()}

@@ -1,41 +1,48 @@
 """The job from top to bottom: DFT files in, potential out. The table of contents of this package.
 
-Each stage is a function that gets options and inputs and a folder to write in, and returns a small summary. `steps.once` runs
-it unless it has been run with the same inputs. Heavy data passes through files that pacemaker itself can read.
+Each stage is a function that gets what it reads and a folder to write in, and returns a dataclass. `steps.once` runs it unless
+it has been run with the same inputs. Heavy data passes through files that pacemaker itself can read.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 import os
-import platform
-import resource
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from ase import Atoms
 from filelock import FileLock, Timeout
 
-from mlip_pace import __version__, reference, selection
+from mlip_pace import reference, selection
 from mlip_pace.ace import basis, core
+from mlip_pace.ace.basis import Basis, BasisFile, Section
 from mlip_pace.collect import dataset
+from mlip_pace.collect.dataset import Collected
 from mlip_pace.collect.files import InputFile, find_files
 from mlip_pace.collect.frames import load_frame
-from mlip_pace.errors import BusyError, DeviceError, GateError, JobError, OtherResultError, TimeLimitError
-from mlip_pace.publish import evaluate, potential
+from mlip_pace.errors import BusyError, GateError, JobError, OtherResultError, SettingsError, TimeLimitError
+from mlip_pace.publish import evaluate, potential, sidecar
 from mlip_pace.publish.potential import SIDECAR, Potential
+from mlip_pace.reference import Subtracted
 from mlip_pace.run import child, gpu, limits
+from mlip_pace.run.compute import Compute
 from mlip_pace.run.log import Journal
 from mlip_pace.run.steps import Stage, once, plan, sha256
-from mlip_pace.settings import Settings, load
-from mlip_pace.train import pacemaker
+from mlip_pace.selection import Selected
+from mlip_pace.settings import Settings
+from mlip_pace.sources import load
+from mlip_pace.train import fit
+from mlip_pace.train.fit import Trained
+from mlip_pace.train.override import load_override, merged
+
+T = TypeVar("T")
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -47,69 +54,59 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
     with _only_run(output):
         journal.open(output)
         journal.say(f"uid {os.getuid()}, {threads(settings)} threads, {limits.memory() / 2**30:.1f} GB of memory")
-        refuse_missing_gpu(settings)
-        files, test_files, digests = input_files(settings)
-        override = pacemaker.load_override(settings.training.override)
-        start = basis.from_file(settings.training.start)
-        cutoff = basis.cutoff_of(start) if start else settings.basis.cutoff
-        stages = plan_stages(settings, override, digests, start)
+        gpu.refuse_missing(settings.run.device)
+        inputs = inputs_of(settings)
+        stages = inputs.stages()
         if (published := already_published(settings, stages)) is not None:
             journal.say(f"already published: {published.path}")
             return _within_gate(published)
-        device = _device(settings, journal)
+        compute = Compute(
+            threads=threads(settings), device=_device(settings, journal), gpu_memory=settings.run.gpu_memory, warn=journal.warn,
+            progress=lambda values: journal.progress(values, settings.training.max_epochs))  # fmt: skip
 
-        def stage(this: Stage, run: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        def stage(this: Stage, kind: type[T], run: Callable[[Path], T]) -> T:
             journal.enter(this.name.split("-")[1])
-            if not once(this, run):
+            if this.done:
                 journal.say("unchanged, not run again")
-            for warning in this.summary.get("warnings", []):
-                journal.warn(warning)
-            return this.summary
+            return once(this, kind, run)
 
-        collected = stage(stages.collect, lambda folder: dataset.collect(
-            folder, files=files, test_files=test_files, data=settings.data, elements=settings.basis.elements,
-            cutoff=cutoff, seed=settings.training.seed, workers=threads(settings)))  # fmt: skip
+        collected = stage(stages.collect, Collected, lambda folder: dataset.collect(
+            folder, files=inputs.files, test_files=inputs.test_files, rules=inputs.rules(compute.threads)))  # fmt: skip
         say_collected(journal, collected)
 
-        subtracted = stage(stages.subtract, lambda folder: reference.subtract(
-            folder, frames=_frame(stages.collect, "frames"), settings=settings.reference,
-            cutoff=cutoff))  # fmt: skip
-        ref = reference.Reference.from_dict(subtracted["reference"])
-        journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
+        subtracted = stage(stages.subtract, Subtracted, lambda folder: reference.subtract(
+            folder, _frame(stages.collect, "frames"), settings.reference, inputs.cutoff))  # fmt: skip
+        say_subtracted(journal, subtracted)
 
-        shortest = core.shortest_of_every_pair(subtracted["shortest"], collected["elements"])
-        section = potential_section(settings, start, override, collected["elements"], shortest)
-        selected = stage(stages.activeset, lambda folder: selection.select(
-            folder, target=_frame(stages.subtract, "target"), potential=section, settings=settings.selection,
-            workers=threads(settings)))  # fmt: skip
+        shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
+        built = inputs.basis(collected.elements, shortest)
+        selected = stage(stages.activeset, Selected, lambda folder: selection.select(
+            folder, _frame(stages.subtract, "target"), built, settings.selection, compute.threads))  # fmt: skip
         _say_selected(journal, selected)
 
-        deadline = _deadline(settings, begin)
-        trained = stage(stages.train, lambda folder: pacemaker.fit(
-            folder, target=_frame(stages.subtract, "target"), chosen=selection.chosen_in(stages.activeset.folder),
-            potential=section, reference=ref, shortest=shortest, e0=collected["e0"], training=settings.training,
-            override=override, threads=threads(settings), device=device,
-            gpu_memory=settings.run.gpu_memory, deadline=deadline,
-            progress=lambda values: journal.progress(values, settings.training.max_epochs), warn=journal.warn))  # fmt: skip
-        loss = f", loss {trained['loss']:.4g}" if "loss" in trained else ""
-        journal.say(f"{trained['iterations']} iterations{loss}: {trained['stopped']}")
+        compute = replace(compute, deadline=_deadline(settings, begin))
+        chosen = selection.chosen_in(stages.activeset.folder)
+        trained = stage(stages.train, Trained, lambda folder: fit.fit(folder, fit.Task(
+            _frame(stages.subtract, "target"), chosen, built, subtracted.reference, shortest, collected.e0),
+            settings.training, inputs.override, compute))  # fmt: skip
+        _say_trained(journal, trained)
 
-        scored = stages.evaluate if trained["complete"] else _so_far(stages.evaluate, trained)
-        scores = stage(scored, lambda folder: evaluate.score(
-            folder, target=_frame(stages.subtract, "target"), sources=list(selection.chosen_in(stages.activeset.folder)),
-            potential=stages.train.result / "potential.yace", reference=ref, gate=settings.evaluate,
-            workers=threads(settings)))  # fmt: skip
+        scored = stages.evaluate if trained.complete else _so_far(stages.evaluate, trained)
+        published_as = evaluate.Published(stages.train.result / "potential.yace", subtracted.reference, list(chosen))
+        scores = stage(scored, evaluate.Scores, lambda folder: evaluate.score(
+            folder, _frame(stages.subtract, "target"), published_as, settings.evaluate, compute.threads))  # fmt: skip
+        say_warnings(journal, scores.warnings)
 
         journal.enter("publish")
-        metadata = _metadata(settings, stages, scores, files, test_files, digests, section)
+        made = Made(collected, subtracted, built, selected, trained, scores)
         result = potential.publish(
-            output, stages.train.result, ref, collected["elements"], metadata,
-            lambda sidecar: _draw_report(journal, sidecar, stages, scored, threads(settings)))  # fmt: skip
+            output, stages.train.result, subtracted.reference, collected.elements, _metadata(inputs, stages, made),
+            lambda so_far: _draw_report(journal, so_far, stages, scored, compute.threads))  # fmt: skip
         journal.say(f"published {result.path}")
-        journal.say(evaluate.error_table(scores["errors"]), errors=scores["errors"])
-        if not trained["complete"]:
+        journal.say(evaluate.error_table(scores.errors), errors=scores.errors)
+        if not trained.complete:
             raise TimeLimitError(
-                f"the time limit came first, after {trained['iterations']} iterations; the potential so far is published",
+                f"the time limit came first, after {trained.iterations} iterations; the potential so far is published",
                 "run the same command again to continue",
             )
         return _within_gate(result)
@@ -149,27 +146,73 @@ class Stages:
     evaluate: Stage
 
 
-def plan_stages(settings: Settings, override: dict[str, Any], digests: dict[str, str], start: dict[str, Any] | None) -> Stages:
-    """What each stage depends on: its own settings, its files, the stages before it."""
-    work = settings.output.path / "work"
-    group = {name: getattr(settings, name).model_dump(mode="json") for name in ("data", "reference", "basis", "training")}
-    for name in ("path", "test_path"):
-        del group["data"][name]  # the files count, not where they are
-    choice = settings.selection.model_dump(mode="json")
-    first = sha256(Path(start["filename"])) if start else None
-    common = {
-        "elements": settings.basis.elements,
-        "cutoff": settings.basis.cutoff,
-        "seed": settings.training.seed,
-        "start": first,
-    }
-    training = {name: value for name, value in group["training"].items() if name != "override"}
-    collect = plan(work, "1-collect", {**group["data"], **common}, files=digests)
-    subtract = plan(work, "2-subtract", group["reference"], collect)
-    activeset = plan(work, "3-activeset", {**choice, **group["basis"], "override": override.get("potential")}, subtract)
-    train = plan(work, "4-train", {**training, "override": override}, activeset)
-    score = plan(work, "5-evaluate", settings.evaluate.model_dump(mode="json"), train)
-    return Stages(collect, subtract, activeset, train, score)
+@dataclass(frozen=True)
+class Inputs:
+    """The settings of a job, and the files that they name."""
+
+    settings: Settings
+    files: list[InputFile]
+    test_files: list[InputFile] | None
+    digests: dict[str, str]  # SHA-256 by name
+    override: dict[str, Any]  # of pacemaker's input.yaml
+    start: BasisFile | None  # to go on from
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return basis.cutoff_of(self.start) if self.start else self.settings.basis.cutoff
+
+    def rules(self, workers: int = 1) -> dataset.Rules:
+        settings = self.settings
+        return dataset.Rules(settings.data, settings.basis.elements, self.cutoff, settings.training.seed, workers)
+
+    def basis(self, elements: list[str], shortest: dict[str, float]) -> Basis:
+        """That of the file to go on from, or of the settings, with the user's override. Raises `DataError`, `SettingsError`."""
+        over = self.override.get("potential", {})
+        if self.start is not None:
+            if over:
+                raise SettingsError(
+                    "MLIP_PACE_TRAINING_OVERRIDE: `potential` has no effect beside a file in MLIP_PACE_TRAINING_START",
+                    "leave one of them out",
+                )
+            built: Basis = self.start
+        else:
+            built = Section(merged(basis.section(self.settings.basis, elements, shortest).content, over))
+        basis.refuse_unusable(built, elements)
+        return built
+
+    def stages(self) -> Stages:
+        """What each stage depends on: its own settings, its files, the stages before it."""
+        settings, work = self.settings, self.settings.output.path / "work"
+        group = {name: getattr(settings, name).model_dump(mode="json") for name in ("data", "reference", "basis", "training")}
+        for name in ("path", "test_path"):
+            del group["data"][name]  # the files count, not where they are
+        common = {
+            "elements": settings.basis.elements,
+            "cutoff": settings.basis.cutoff,
+            "seed": settings.training.seed,
+            "start": sha256(self.start.path) if self.start else None,
+        }
+        training = {name: value for name, value in group["training"].items() if name != "override"}
+        choice = settings.selection.model_dump(mode="json")
+        collect = plan(work, "1-collect", {**group["data"], **common}, files=self.digests)
+        subtract = plan(work, "2-subtract", group["reference"], collect)
+        activeset = plan(
+            work, "3-activeset", {**choice, **group["basis"], "override": self.override.get("potential")}, subtract
+        )
+        train = plan(work, "4-train", {**training, "override": self.override}, activeset)
+        score = plan(work, "5-evaluate", settings.evaluate.model_dump(mode="json"), train)
+        return Stages(collect, subtract, activeset, train, score)
+
+
+def inputs_of(settings: Settings) -> Inputs:
+    """Find and read what the settings name. Raises `NoInputError`, `SettingsError`."""
+    files = find_files(settings.data.path)
+    test_files = None if settings.data.test_path is None else find_files(settings.data.test_path)
+    digests = {file.name: sha256(file.path) for file in files}
+    digests |= {f"test:{file.name}": sha256(file.path) for file in test_files or []}
+    override, start = load_override(settings.training.override), basis.to_start_from(settings.training.start)
+    return Inputs(settings, files, test_files, digests, override, start)
 
 
 def _only_run(output: Path) -> FileLock:
@@ -180,26 +223,6 @@ def _only_run(output: Path) -> FileLock:
     except Timeout:
         raise BusyError(f"another run is at work on {output}", "wait for it, or give another MLIP_PACE_OUTPUT_PATH") from None
     return lock
-
-
-def input_files(settings: Settings) -> tuple[list[InputFile], list[InputFile] | None, dict[str, str]]:
-    """Training files, test files, and the SHA-256 of each."""
-    files = find_files(settings.data.path)
-    test_files = None if settings.data.test_path is None else find_files(settings.data.test_path)
-    digests = {file.name: sha256(file.path) for file in files}
-    digests |= {f"test:{file.name}": sha256(file.path) for file in test_files or []}
-    return files, test_files, digests
-
-
-def potential_section(
-    settings: Settings, start: dict[str, Any] | None, override: dict[str, Any], elements: list[str], shortest: dict[str, float]
-) -> dict[str, Any]:  # fmt: skip
-    """pacemaker's potential section: of the file to start from or of the settings, with the user's override."""
-    section = pacemaker.merged(
-        start or basis.potential_section(settings.basis, elements, shortest), override.get("potential", {})
-    )
-    basis.refuse_other_elements(section, elements)
-    return section
 
 
 def _within_gate(result: Potential) -> Potential:
@@ -236,9 +259,9 @@ def _deadline(settings: Settings, begin: float) -> float:
     return begin + settings.run.time_limit - rest
 
 
-def _so_far(evaluation: Stage, trained: dict[str, Any]) -> Stage:
+def _so_far(evaluation: Stage, trained: Trained) -> Stage:
     """The evaluation of a fit that is not complete: its result is not that of the whole."""
-    suffix = f"{trained['iterations']} iterations, attempt {len(trained['attempts'])}"
+    suffix = f"{trained.iterations} iterations, attempt {len(trained.attempts)}"
     return replace(evaluation, fingerprint=f"{evaluation.fingerprint}: {suffix}")
 
 
@@ -246,138 +269,114 @@ def threads(settings: Settings) -> int:
     return limits.cpus() if settings.run.threads == "auto" else settings.run.threads
 
 
-NVIDIA = Path("/dev/nvidiactl")  # made by the driver, and by docker --gpus and apptainer --nv
-
-
-def refuse_missing_gpu(settings: Settings) -> None:
-    if settings.run.device == "gpu" and not NVIDIA.exists():
-        raise DeviceError(
-            f"MLIP_PACE_RUN_DEVICE=gpu, but there is no NVIDIA GPU here ({NVIDIA} is missing)",
-            "docker run needs --gpus all, apptainer needs --nv; MLIP_PACE_RUN_DEVICE=cpu computes without",
-        )
-
-
 def _device(settings: Settings, journal: Journal) -> str:
     """The GPU's name, or `cpu`. Raises `DeviceError` where a GPU is asked for and TensorFlow cannot use one."""
-    if settings.run.device == "cpu" or not NVIDIA.exists():
-        return "cpu"
-    name, reason = gpu.name(child.environment(1, "gpu", settings.run.gpu_memory, settings.output.path))
-    if name is None and settings.run.device == "gpu":
-        raise DeviceError(
-            f"MLIP_PACE_RUN_DEVICE=gpu, but TensorFlow cannot use the GPU here: {reason}",
-            "the driver must be new enough for CUDA 12.5, and the image the one with VARIANT=cuda",
-        )
-    if name is None:
+    environment = child.environment(1, "gpu", settings.run.gpu_memory, settings.output.path)
+    name, reason = gpu.usable(settings.run.device, environment)
+    if name is None and reason:
         journal.warn(f"there is a GPU, but TensorFlow cannot use it and computes on the CPU: {reason}")
     return name or "cpu"
 
 
-def say_collected(journal: Journal, collected: dict[str, Any]) -> None:
+def say_warnings(journal: Journal, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        journal.warn(warning)
+
+
+def say_collected(journal: Journal, collected: Collected) -> None:
+    say_warnings(journal, collected.warnings)
     journal.say(
-        f"{collected['read']} structures read, {collected['train']} to train on, {collected['test']} to test, "
-        f"{len(collected['left_out'])} left out; {collected['atoms']} atoms of {', '.join(collected['elements'])}"
+        f"{collected.read} structures read, {collected.train} to train on, {collected.test} to test, "
+        f"{len(collected.left_out)} left out; {collected.atoms} atoms of {', '.join(collected.elements)}"
     )
-    for keys, count in collected["keys"].items():
+    for keys, count in collected.keys.items():
         journal.say(f"labels of {count} structures: {keys}")
-    for symbol, energy in collected["e0"].items():
-        journal.say(f"E0 of {symbol}: {energy:.6f} eV ({collected['e0_source'][symbol]})")
-    for item in collected["left_out"][:20]:
+    for symbol, energy in collected.e0.items():
+        journal.say(f"E0 of {symbol}: {energy:.6f} eV ({collected.e0_source[symbol]})")
+    for item in collected.left_out[:20]:
         journal.say(f"left out: {item['source']}: {item['reason']}")
-    if len(collected["left_out"]) > 20:
-        journal.say(f"… and {len(collected['left_out']) - 20} more; all are in potential.json, dataset.left_out")
+    if len(collected.left_out) > 20:
+        journal.say(f"… and {len(collected.left_out) - 20} more; all are in potential.json, dataset.left_out")
 
 
-def _say_selected(journal: Journal, selected: dict[str, Any]) -> None:
-    journal.say(
-        f"{selected['chosen']} of {selected['given']} structures chosen ({selected['method']}) for "
-        + ", ".join(
-            f"{count} functions of {symbol}" for symbol, count in selected["functions"].items() if symbol != "parameters"
-        )
-    )
+def say_subtracted(journal: Journal, subtracted: Subtracted) -> None:
+    say_warnings(journal, subtracted.warnings)
+    ref = subtracted.reference
+    journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
 
 
-def _draw_report(journal: Journal, sidecar: Potential, stages: Stages, scored: Stage, workers: int) -> str | None:
+def _say_selected(journal: Journal, selected: Selected) -> None:
+    functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in selected.functions.items())
+    journal.say(f"{selected.chosen} of {selected.given} structures chosen ({selected.method}) for {functions}")
+
+
+def _say_trained(journal: Journal, trained: Trained) -> None:
+    say_warnings(journal, trained.warnings)
+    loss = f", loss {trained.loss:.4g}" if trained.loss is not None else ""
+    journal.say(f"{trained.iterations} iterations{loss}: {trained.stopped}")
+
+
+def _draw_report(journal: Journal, so_far: Potential, stages: Stages, scored: Stage, workers: int) -> str | None:
     """report.html; without it a potential is still one, so that what goes wrong here is a warning."""
     # Matplotlib wants to write, and without a home or a temporary directory only the output path can be written.
     os.environ.setdefault("MPLCONFIGDIR", str((stages.train.result / "scratch").resolve()))
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # pyace has logging print all that libraries say
     try:
-        from mlip_pace.report import page as report  # takes its time
+        from mlip_pace.report import page  # takes its time
 
-        return report.draw(sidecar, stages.activeset.folder, stages.train.result, scored.folder, workers)
+        return page.draw(so_far, stages.activeset.folder, stages.train.result, scored.folder, workers)
     except JobError:
         raise
     except Exception as error:
         (scored.folder / "report.log").write_text(traceback.format_exc())
         warning = f"no report.html: {type(error).__name__}: {error}; the whole story is in {scored.folder / 'report.log'}"
         journal.warn(warning)
-        sidecar.metadata["warnings"].append(warning)
+        so_far.metadata["warnings"].append(warning)
         return None
 
 
-def _metadata(
-    settings: Settings, stages: Stages, scores: dict[str, Any], files: list[InputFile], test_files: list[InputFile] | None,
-    digests: dict[str, str], section: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True)
+class Made:
+    """What the stages returned."""
+
+    collected: Collected
+    subtracted: Subtracted
+    basis: Basis
+    selected: Selected
+    trained: Trained
+    scores: evaluate.Scores
+
+
+def _metadata(inputs: Inputs, stages: Stages, made: Made) -> dict[str, Any]:
     """What the sidecar says (docs/contract.md, section 4)."""
-    collected, subtracted, trained = stages.collect.summary, stages.subtract.summary, stages.train.summary
+    settings, collected = inputs.settings, asdict(made.collected)
     every = (stages.collect, stages.subtract, stages.activeset, stages.train)
-    formats = {file.name: file.format for file in files} | {f"test:{file.name}": file.format for file in test_files or []}
-    values = {
-        f"{group.upper()}_{field}".upper(): value
-        for group in ("data", "reference", "basis", "selection", "training", "evaluate", "output", "run")
-        for field, value in getattr(settings, group).model_dump(mode="json").items()
-    }
+    said = (made.collected, made.subtracted, made.trained, made.scores)
+    formats = {file.name: file.format for file in inputs.files}
+    formats |= {f"test:{file.name}": file.format for file in inputs.test_files or []}
     return {
-        "complete": trained["complete"],
+        "complete": made.trained.complete,
         "fingerprint": stages.evaluate.fingerprint,
-        "errors": scores["errors"],
-        "errors_by_config_type": scores["errors_by_config_type"],
-        "quality_gate_missed": scores["missed"],
-        "reference": subtracted["reference"],
-        "e0": {"energies": collected["e0"], "source": collected["e0_source"]},
-        "basis": {"potential": section, "functions": stages.activeset.summary["functions"], "shortest": subtracted["shortest"]},
-        "training": {"settings": settings.training.model_dump(mode="json"), **trained},
-        "selection": stages.activeset.summary,
+        "errors": made.scores.errors,
+        "errors_by_config_type": made.scores.errors_by_config_type,
+        "quality_gate_missed": made.scores.missed,
+        "reference": made.subtracted.reference.as_dict(),
+        "e0": {"energies": made.collected.e0, "source": made.collected.e0_source},
+        "basis": {
+            "potential": made.basis.for_pacemaker,
+            "functions": made.selected.functions,
+            "parameters": made.selected.parameters,
+            "shortest": made.subtracted.shortest,
+        },
+        "training": {"settings": settings.training.model_dump(mode="json"), **sidecar.measured(made.trained)},
+        "selection": sidecar.measured(made.selected),
         "dataset": {
-            "files": [{"name": name, "format": formats[name], "sha256": digest} for name, digest in digests.items()],
+            "files": [{"name": name, "format": formats[name], "sha256": digest} for name, digest in inputs.digests.items()],
             **{key: collected[key] for key in ("read", "used", "train", "test", "atoms", "keys", "left_out")},
         },
-        "warnings": [warning for summary in (*(s.summary for s in every), scores) for warning in summary.get("warnings", [])],
-        "versions": versions(),
-        "settings": {name: {"value": value, "from": settings.origins.get(name, "default")} for name, value in values.items()},
-        "hardware": {
-            "machine": platform.machine(),
-            "cpus": limits.cpus(),
-            "host_cpus": os.cpu_count(),
-            "memory_mb": limits.memory() // 2**20,
-            "peak_memory_mb": _peak_memory(),
-        },
+        "warnings": [warning for one in said for warning in one.warnings],
+        "versions": sidecar.versions(),
+        "settings": sidecar.values(settings),
+        "hardware": sidecar.hardware(),
         "seconds": {stage.name.split("-")[1]: stage.seconds for stage in every},
     }
-
-
-def _peak_memory() -> int:
-    """Largest memory of our own process so far, MB; pacemaker's is not in it."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what computes."""
-    result = {"mlip-pace": __version__, "python": platform.python_version()}
-    for name in (
-        "python-ace",
-        "tensorpotential",
-        "tensorflow-cpu",
-        "tensorflow",
-        "numpy",
-        "scipy",
-        "pandas",
-        "ase",
-        "matscipy",
-    ):
-        try:
-            result[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return result

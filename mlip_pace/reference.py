@@ -137,11 +137,15 @@ class Reference:
         return total, forces, virial / atoms.get_volume() if atoms.cell.rank == 3 else None
 
 
+def lowest_of_compositions(frames: pd.DataFrame) -> list[Any]:
+    """Index labels of the structures with the lowest energy per atom of each composition; of equal ones, the first."""
+    energy = frames[ENERGY] / frames[ATOMS].map(len)
+    return list(energy.groupby(frames[ATOMS].map(composition)).idxmin())
+
+
 def bond_lengths(frames: pd.DataFrame, cutoff: float) -> dict[str, float]:
     """Nearest-neighbour distance (Å) of each element pair in the lowest-energy structures of the compositions."""
-    energy = frames[ENERGY] / frames[ATOMS].map(len)
-    lowest = energy.groupby(frames[ATOMS].map(composition)).idxmin()
-    return shortest_distances(frames[ATOMS][lowest], cutoff)
+    return shortest_distances(frames[ATOMS][lowest_of_compositions(frames)], cutoff)
 
 
 def shortest_distances(structures: Iterable[Atoms], cutoff: float) -> dict[str, float]:
@@ -239,24 +243,41 @@ def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
 
 def size_at_bonds(reference: Reference, frames: pd.DataFrame) -> float:
     """Largest |E_ref| (eV/atom) in the lowest-energy structures: should be small, bonds are ACE's business."""
-    energy = frames[ENERGY] / frames[ATOMS].map(len)
-    lowest = frames[ATOMS][energy.groupby(frames[ATOMS].map(composition)).idxmin()]
+    lowest = frames[ATOMS][lowest_of_compositions(frames)]
     return max(abs(reference.evaluate(atoms)[0]) / len(atoms) for atoms in lowest)
 
 
-def subtract(folder: Path, *, frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float) -> dict[str, Any]:
-    """The stage: write `target.pckl.gzip`; the summary has the reference and the shortest training distances (Å)."""
+@dataclass(frozen=True)
+class Subtracted:
+    """What was subtracted, and what the training structures are like where it acts."""
+
+    reference: Reference
+    at_bonds: float  # largest |E_ref| in the lowest-energy structures, eV/atom
+    shortest: dict[str, float]  # Å, shortest training distance of each pair of elements that meets
+    warnings: list[str]
+
+
+def subtract(folder: Path, frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float) -> Subtracted:
+    """The stage: write `target.pckl.gzip`."""
+    target, subtracted = subtracted_from(frames, settings, cutoff)
+    save_frame(target, folder / "target.pckl.gzip")
+    return subtracted
+
+
+def subtracted_from(
+    frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float
+) -> tuple[pd.DataFrame, Subtracted]:  # fmt: skip
+    """The `delta` of all structures, by the reference that suits those to train on. Raises `DataError`."""
     train = frames[frames[SPLIT] == TRAIN]
     reference = choose(settings, train, cutoff)
-    save_frame(delta(reference, frames), folder / "target.pckl.gzip")
-    shortest = shortest_distances(train[ATOMS], cutoff)
+    target, shortest = delta(reference, frames), shortest_distances(train[ATOMS], cutoff)
     warnings = []
     if (size := size_at_bonds(reference, train)) > LARGE_AT_BONDS:
         warnings.append(
             f"the reference potential is {size:.3g} eV/atom at bond lengths; it should act only below them: lower "
             f"MLIP_PACE_REFERENCE_OUTER (now {reference.outer:g} Å)"
         )
-    return {"reference": reference.as_dict(), "at_bonds": size, "shortest": shortest, "warnings": warnings}
+    return target, Subtracted(reference, size, shortest, warnings)
 
 
 def lammps_commands(reference: Reference, elements: list[str], potential: str) -> list[str]:

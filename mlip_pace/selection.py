@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +33,11 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from mlip_pace.ace import basis, projections
+from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.projections import Rows
 from mlip_pace.arrays import Array
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, SPLIT, TRAIN, composition, geometry_key
-from mlip_pace.reference import shortest_distances
+from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, TRAIN, geometry_key
+from mlip_pace.reference import lowest_of_compositions, shortest_distances
 from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import SelectionSettings
 
@@ -209,47 +209,77 @@ def _news(place: int, rows: Rows, metric: dict[str, Array]) -> _News | None:
 
 def indispensable(frame: pd.DataFrame, cutoff: float) -> list[int]:
     """Positions of the lowest-energy structure of each composition and of the shortest distance (Å) of each element pair."""
-    energy = ((frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)).to_numpy()
-    lowest: dict[str, int] = {}
+    lowest = frame.index.get_indexer(lowest_of_compositions(frame))
     nearest: dict[str, tuple[float, int]] = {}
     for n, atoms in enumerate(frame[ATOMS]):
-        kind = composition(atoms)
-        if kind not in lowest or energy[n] < energy[lowest[kind]]:
-            lowest[kind] = n
         for pair, distance in shortest_distances([atoms], cutoff).items():
             if pair not in nearest or distance < nearest[pair][0]:
                 nearest[pair] = (distance, n)
-    return sorted(set(lowest.values()) | {n for _, n in nearest.values()})
+    return sorted(set(lowest.tolist()) | {n for _, n in nearest.values()})
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What the stage says of the choice; weights and leverages are in its folder."""
+
+    method: str
+    given: int
+    chosen: int
+    chosen_atoms: int
+    functions: dict[str, int]  # of each element
+    parameters: int
+    largest_grade_left_out: float | None = None  # leverage, of those not chosen
+    d_efficiency: float | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The chosen structures, by source: their weights, and the largest leverage of an atom in each of the others."""
+
+    weights: dict[str, float]
+    leverages: dict[str, float]
+
+
+def choose(
+    train: pd.DataFrame, on: Basis, settings: SelectionSettings, workers: int, scratch: Path
+) -> tuple[Chosen, Selected]:  # fmt: skip
+    """Choose of the training structures those to fit on; files for the time being go to `scratch`."""
+    size = basis.size(on)
+    sources = train[SOURCE].tolist()
+    if settings.method == "none":
+        atoms = int(train[ATOMS].map(len).sum())
+        selected = Selected("none", len(train), len(train), atoms, size.functions, size.parameters)
+        return Chosen(dict.fromkeys(sources, 1.0), {}), selected
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        structures = list(train[ATOMS])
+        maps, spans = projections.on_disk(Path(folder), structures, basis.expansion(on), workers, np.float32)
+        rows = [{symbol: maps[symbol][span] for symbol, span in structure.items()} for structure in spans]
+        keys = [geometry_key(atoms) for atoms in structures]
+        choice = doptimal(rows, keys, indispensable(train, basis.cutoff_of(on)), settings.max_structures)
+    chosen = Chosen(
+        {sources[n]: weight for n, weight in zip(choice.chosen, choice.weights, strict=True)},
+        {sources[n]: grade for n, grade in choice.grades.items()},
+    )
+    atoms = int(train[ATOMS].iloc[choice.chosen].map(len).sum())
+    return chosen, Selected(
+        settings.method, len(train), len(choice.chosen), atoms, size.functions, size.parameters,
+        max(choice.grades.values(), default=0.0), choice.efficiency,
+    )  # fmt: skip
 
 
 def select(
-    folder: Path, *, target: pd.DataFrame, potential: dict[str, Any], settings: SelectionSettings, workers: int
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path, target: pd.DataFrame, on: Basis, settings: SelectionSettings, workers: int
+) -> Selected:  # fmt: skip
     """The stage: write `chosen.json`, the sources and weights of the structures to train on, and `grades.json`, the grade of
     each of the others; the summary says how many, why, how well.
 
-    `potential` is pacemaker's potential section, the basis that training will use.
+    `on` is the basis that training will use.
     """
-    train = target[target[SPLIT] == TRAIN]
-    chosen, weights = list(range(len(train))), [1.0] * len(train)
-    summary: dict[str, Any] = {"method": settings.method, "given": len(train)}
-    if settings.method == "doptimal":
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            structures, expansion = list(train[ATOMS]), basis.expansion(potential)
-            maps, spans = projections.on_disk(Path(scratch), structures, expansion, workers, np.float32)
-            rows = [{symbol: maps[symbol][span] for symbol, span in structure.items()} for structure in spans]
-            keys = [geometry_key(atoms) for atoms in structures]
-            always = indispensable(train, basis.cutoff_of(potential))
-            choice = doptimal(rows, keys, always, settings.max_structures)
-        chosen, weights = choice.chosen, choice.weights
-        summary["largest_grade_left_out"] = max(choice.grades.values(), default=0.0)
-        summary["d_efficiency"] = choice.efficiency
-        grades = {train[SOURCE].iloc[n]: grade for n, grade in choice.grades.items()}
-        write_whole(folder / "grades.json", json.dumps(grades, indent=0))
-    sources = train[SOURCE].iloc[chosen].tolist()
-    write_whole(folder / "chosen.json", json.dumps(dict(zip(sources, weights, strict=True)), indent=0))
-    atoms = int(train[ATOMS].iloc[chosen].map(len).sum())
-    return {**summary, "chosen": len(sources), "chosen_atoms": atoms, "functions": basis.size(potential)}
+    chosen, selected = choose(target[target[SPLIT] == TRAIN], on, settings, workers, folder)
+    write_whole(folder / "chosen.json", json.dumps(chosen.weights, indent=0))
+    if settings.method != "none":
+        write_whole(folder / "grades.json", json.dumps(chosen.leverages, indent=0))
+    return selected
 
 
 def chosen_in(folder: Path) -> dict[str, float]:

@@ -1,30 +1,19 @@
-"""Every setting: environment variables `MLIP_PACE_<GROUP>_<FIELD>`, one group for each stage.
-
-Precedence: the environment, `MLIP_PACE_<GROUP>_<FIELD>_FILE` (the value is read from that file), the YAML file named by
-`MLIP_PACE_CONFIG` (same groups and fields), the default. All errors are reported at once. Units: eV, Å, s.
-"""
+"""Every setting: one group for each stage. `sources.py` reads them from the environment. Units: eV, Å, s."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from mlip_pace.errors import SettingsError
 
 PREFIX = "MLIP_PACE_"
-DEFAULT_CONFIG = Path("/config/mlip-pace.yaml")
-# What Kubernetes injects for a service that happens to be called mlip-pace-…
 _ARRAY_INDEX = ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID")
-_KUBERNETES = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT(_.*)?)$")
 
 ELEMENTS = """
 H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr
@@ -94,11 +83,11 @@ def _ladder(steps: list[float] | None) -> list[float] | None:
 
 
 Positive = Annotated[float, Field(gt=0)]
-Elements = Annotated[list[str] | None, NoDecode, BeforeValidator(_elements)]
-E0 = Annotated[Literal["auto", "none"] | dict[str, float], NoDecode, BeforeValidator(_e0)]
-PerPair = Annotated[Literal["auto"] | float | dict[str, float], NoDecode, BeforeValidator(_per_pair)]
-TimeLimit = Annotated[Positive | None, NoDecode, BeforeValidator(_duration)]
-LadderStep = Annotated[list[float] | None, NoDecode, BeforeValidator(_split), AfterValidator(_ladder)]
+Elements = Annotated[list[str] | None, BeforeValidator(_elements)]
+E0 = Annotated[Literal["auto", "none"] | dict[str, float], BeforeValidator(_e0)]
+PerPair = Annotated[Literal["auto"] | float | dict[str, float], BeforeValidator(_per_pair)]
+TimeLimit = Annotated[Positive | None, BeforeValidator(_duration)]
+LadderStep = Annotated[list[float] | None, BeforeValidator(_split), AfterValidator(_ladder)]
 AutoOrPositive = Literal["auto"] | Positive
 
 
@@ -106,12 +95,11 @@ def setting(default: Any, meaning: str, unit: str = "", **limits: Any) -> Any:
     return Field(default, description=meaning, json_schema_extra={"unit": unit}, **limits)
 
 
-class Group(BaseSettings):
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Group):
-    model_config = SettingsConfigDict(env_prefix=PREFIX + "DATA_")
     path: str = setting("/data", "a file, a directory (searched recursively) or a glob")
     test_path: str | None = setting(None, "separate test data, same rules")
     test_fraction: float = setting(0.05, "held out of PATH, by group, if there is no TEST_PATH", ge=0, lt=1)
@@ -125,7 +113,6 @@ class DataSettings(Group):
 
 
 class ReferenceSettings(Group):
-    model_config = SettingsConfigDict(env_prefix=PREFIX + "REFERENCE_")
     kind: Literal["zbl", "lj", "none"] = setting("zbl", "reference potential that is subtracted before the fit")
     inner: AutoOrPositive = setting("auto", "inner switching radius; auto: half of OUTER", "Å")
     outer: AutoOrPositive = setting("auto", "outer switching radius; auto: 0.85 of the shortest bond length", "Å")
@@ -142,7 +129,6 @@ class ReferenceSettings(Group):
 
 
 class BasisSettings(Group):
-    model_config = SettingsConfigDict(env_prefix=PREFIX + "BASIS_")
     elements: Elements = setting(None, "elements of the potential; none: those of the data")
     cutoff: float = setting(5.0, "cutoff radius", "Å", gt=1, le=15)
     functions: int = setting(500, "number of functions per element", ge=1, le=20000)
@@ -153,13 +139,11 @@ class BasisSettings(Group):
 
 
 class SelectionSettings(Group):
-    model_config = SettingsConfigDict(env_prefix=PREFIX + "SELECTION_")
     method: Literal["doptimal", "none"] = setting("doptimal", "choice of the training structures before the fit")
     max_structures: int | None = setting(None, "choose at most this many", ge=1)
 
 
 class TrainingSettings(Group):
-    model_config = SettingsConfigDict(env_prefix=PREFIX + "TRAINING_")
     kappa: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = setting(
         0.01, "weight of forces (eV/Å) against energies (eV/atom); `auto`: from their variances"
     )
@@ -193,19 +177,16 @@ class TrainingSettings(Group):
 
 
 class EvaluateSettings(Group):
-    model_config = SettingsConfigDict(env_prefix=PREFIX + "EVALUATE_")
     max_energy_rmse: Positive | None = setting(None, "quality gate on the test set (exit code 81)", "eV/atom")
     max_forces_rmse: Positive | None = setting(None, "quality gate on the test set (exit code 81)", "eV/Å")
 
 
 class OutputSettings(Group):
-    model_config = SettingsConfigDict(env_prefix=PREFIX + "OUTPUT_")
     path: Path = setting(Path("/out"), "where the results go")
     overwrite: bool = setting(False, "replace the result of other inputs; the old one is kept aside")
 
 
 class RunSettings(Group):
-    model_config = SettingsConfigDict(env_prefix=PREFIX + "RUN_")
     device: Literal["auto", "cpu", "gpu"] = setting("auto", "where pacemaker computes")
     gpu_memory: Literal["grow", "all"] = setting("grow", "take the GPU's memory as it is needed, or all at the start")
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = setting(
@@ -221,14 +202,14 @@ class RunSettings(Group):
 class Settings(BaseModel):
     """All groups, and where each value came from (`{"DATA_PATH": "environment", ...}`)."""
 
-    data: DataSettings = Field(default_factory=DataSettings.model_construct)
-    reference: ReferenceSettings = Field(default_factory=ReferenceSettings.model_construct)
-    basis: BasisSettings = Field(default_factory=BasisSettings.model_construct)
-    selection: SelectionSettings = Field(default_factory=SelectionSettings.model_construct)
-    training: TrainingSettings = Field(default_factory=TrainingSettings.model_construct)
-    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings.model_construct)
-    output: OutputSettings = Field(default_factory=OutputSettings.model_construct)
-    run: RunSettings = Field(default_factory=RunSettings.model_construct)
+    data: DataSettings = Field(default_factory=DataSettings)
+    reference: ReferenceSettings = Field(default_factory=ReferenceSettings)
+    basis: BasisSettings = Field(default_factory=BasisSettings)
+    selection: SelectionSettings = Field(default_factory=SelectionSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    output: OutputSettings = Field(default_factory=OutputSettings)
+    run: RunSettings = Field(default_factory=RunSettings)
     origins: dict[str, str] = Field(default_factory=dict)
 
     def of_member(self, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -259,126 +240,6 @@ GROUPS: dict[str, type[Group]] = {
     "output": OutputSettings,
     "run": RunSettings,
 }
-
-
-def variables() -> list[str]:
-    """Every known variable name, with those that name files."""
-    names = [f"{PREFIX}{group.upper()}_{field.upper()}" for group, cls in GROUPS.items() for field in cls.model_fields]
-    return [*names, *(name + "_FILE" for name in names), PREFIX + "CONFIG"]
-
-
-class _Given:
-    """Reads the three sources and collects every complaint before giving up."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self.environ = environ
-        self.errors: list[str] = []
-        self.config, self.config_path = self._read_config()
-        self._refuse_unknown_names()
-
-    def _read_config(self) -> tuple[dict[str, Any], str]:
-        named = self.environ.get(PREFIX + "CONFIG")
-        path = Path(named) if named else DEFAULT_CONFIG
-        if not named and not path.is_file():
-            return {}, ""
-        try:
-            content = YAML(typ="safe", pure=True).load(path) or {}
-        except (OSError, UnicodeDecodeError, YAMLError) as error:
-            self.errors.append(f"{PREFIX}CONFIG={path}: cannot be read: {str(error).splitlines()[0]}")
-            return {}, ""
-        if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-            self.errors.append(f"{path}: expected groups ({', '.join(GROUPS)}) with fields in them")
-            return {}, ""
-        for group, fields in content.items():
-            if group not in GROUPS:
-                self.errors.append(f"{path}: unknown group {group!r}{_suggestion(str(group), list(GROUPS))}")
-                continue
-            for field in fields:
-                if field not in GROUPS[group].model_fields:
-                    known = list(GROUPS[group].model_fields)
-                    self.errors.append(f"{path}: unknown field {group}.{field}{_suggestion(str(field), known)}")
-        return content, str(path)
-
-    def _refuse_unknown_names(self) -> None:
-        known = variables()
-        for name in sorted(self.environ):
-            if name.startswith(PREFIX) and name not in known and not _KUBERNETES.search(name):
-                self.errors.append(f"unknown variable {name}{_suggestion(name, known)}")
-
-    def values(self, group: str, cls: type[Group]) -> tuple[dict[str, Any], dict[str, str]]:
-        """The values given for a group, not yet validated, and the source of each."""
-        from_environment = EnvSettingsSource(cls)
-        from_environment.env_vars = {name.lower(): value for name, value in self.environ.items() if value}
-        environment = from_environment()
-        values, origins = {}, {}
-        for field in cls.model_fields:
-            name = f"{PREFIX}{group.upper()}_{field.upper()}"
-            file = self.environ.get(name + "_FILE")
-            if file and self.environ.get(name):
-                self.errors.append(f"{name} and {name}_FILE are both given; keep one of them")
-            if field in environment:
-                values[field], origins[field] = environment[field], "environment"
-            elif file:
-                try:
-                    values[field], origins[field] = Path(file).read_text().strip(), f"file {file}"
-                except (OSError, UnicodeDecodeError) as error:
-                    self.errors.append(f"{name}_FILE={file}: cannot be read: {error}")
-            elif field in self.config.get(group, {}):
-                values[field], origins[field] = self.config[group][field], f"config {self.config_path}"
-            value = values.get(field)
-            if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-                self.errors.append(
-                    f"{name}={value}: the quotes are part of the value; docker --env-file keeps them, leave them out"
-                )
-                del values[field]
-        return values, origins
-
-
-def load(environ: Mapping[str, str] | None = None, **given: Mapping[str, Any]) -> Settings:
-    """Settings from the environment, overridden by keyword groups (`basis={"functions": 100}`), as `learn` takes them.
-
-    Raises `SettingsError` with every complaint, one a line.
-    """
-    sources = _Given(os.environ if environ is None else environ)
-    groups: dict[str, Group] = {}
-    all_origins = {}
-    for unknown in set(given) - set(GROUPS):
-        sources.errors.append(f"unknown group {unknown!r}{_suggestion(unknown, list(GROUPS))}")
-    for group, cls in GROUPS.items():
-        values, origins = sources.values(group, cls)
-        for field, value in given.get(group, {}).items():
-            values[field], origins[field] = value, "argument"
-        try:
-            groups[group] = cls.model_validate(values)
-        except ValidationError as error:
-            sources.errors += _complaints(group, error)
-        for field in cls.model_fields:
-            all_origins[f"{group.upper()}_{field.upper()}"] = origins.get(field, "default")
-    if sources.errors:
-        raise SettingsError("\n".join(sources.errors), "`mlip-pace settings` lists every variable with its meaning")
-    return Settings(**groups, origins=all_origins)  # type: ignore[arg-type]
-
-
-def _complaints(group: str, error: ValidationError) -> list[str]:
-    """One readable line for each field: the variable, its value, what is allowed."""
-    by_field: dict[str, list[str]] = {}
-    values: dict[str, Any] = {}
-    for item in error.errors():
-        field = str(item["loc"][0]) if item["loc"] else ""
-        message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        by_field.setdefault(field, []).append(message)
-        values.setdefault(field, item["input"])
-    lines = []
-    for field, messages in by_field.items():
-        allowed = " or ".join(dict.fromkeys(messages))
-        name = f"{PREFIX}{group.upper()}_{field.upper()}={values[field]}: " if field else ""
-        lines.append(name + (allowed if not field or "expected" in allowed else f"allowed: {allowed}"))
-    return lines
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" (did you mean {nearest[0]}?)" if nearest else ""
 
 
 def rows() -> list[tuple[str, str, str, str, str]]:

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 
+from mlip_pace.ace import basis
 from mlip_pace.publish.potential import Potential
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,11 @@ def labelled(atoms: Atoms, energy: float, forces=None, **results) -> Atoms:
     atoms.calc = SinglePointCalculator(atoms)
     atoms.calc.results = {"energy": energy, "forces": np.zeros((len(atoms), 3)) if forces is None else forces, **results}
     return atoms
+
+
+def design_rows(on, structures):
+    """For each structure the rows (1 + 3 n + 6, functions) of energy, forces and virial, by `expansion.py`."""
+    return [of_c for of_c, _ in basis.expansion(on).rows(structures, stress=True)]
 
 
 @pytest.fixture

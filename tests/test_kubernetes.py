@@ -10,7 +10,7 @@ import pytest
 from conftest import REQUIRE_DOCKER, ROOT
 from ruamel.yaml import YAML
 
-from mlip_pace import errors, settings
+from mlip_pace import errors, sources
 from mlip_pace.run import stopping
 
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -104,7 +104,7 @@ def test_the_pod_is_restricted(job):
 
 def test_its_settings_are_settings(job):
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    settings.load({item["name"]: item["value"] for item in container["env"]})
+    sources.load({item["name"]: item["value"] for item in container["env"]})
 
 
 def test_a_member_has_its_number():

@@ -1,6 +1,7 @@
 """Settings from the environment, files and YAML."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mlip_pace import settings
+from mlip_pace import TrainingConfig, settings, sources
 from mlip_pace.errors import SettingsError
 
 
 def refused(**environ):
     with pytest.raises(SettingsError) as error:
-        settings.load({f"MLIP_PACE_{name}": value for name, value in environ.items()})
+        sources.load({f"MLIP_PACE_{name}": value for name, value in environ.items()})
     assert error.value.code == 64
     return error.value.message
 
@@ -23,7 +24,7 @@ def test_environment_then_file_then_yaml_then_default(tmp_path):
     (tmp_path / "c.yaml").write_text("basis: {functions: 10, cutoff: 6, body_order: 4}\n")
     (tmp_path / "cutoff").write_text("7\n")
     environ = {"CONFIG": tmp_path / "c.yaml", "BASIS_FUNCTIONS": 30, "BASIS_CUTOFF_FILE": tmp_path / "cutoff"}
-    given = settings.load({f"MLIP_PACE_{name}": str(value) for name, value in environ.items()})
+    given = sources.load({f"MLIP_PACE_{name}": str(value) for name, value in environ.items()})
     assert (given.basis.functions, given.basis.cutoff, given.basis.body_order) == (30, 7.0, 4)
     assert given.basis.embedding == "finnis-sinclair"
     assert given.origins["BASIS_FUNCTIONS"] == "environment"
@@ -33,7 +34,7 @@ def test_environment_then_file_then_yaml_then_default(tmp_path):
 
 
 def test_arguments_come_before_all():
-    given = settings.load({"MLIP_PACE_BASIS_FUNCTIONS": "10"}, basis={"functions": 20})
+    given = sources.load({"MLIP_PACE_BASIS_FUNCTIONS": "10"}, basis={"functions": 20})
     assert given.basis.functions == 20
 
 
@@ -54,7 +55,7 @@ def test_all_mistakes_are_reported_at_once():
 
 @pytest.mark.parametrize("name", ["SERVICE_HOST", "WEB_SERVICE_PORT", "PORT", "PORT_80_TCP_ADDR", "WEB_SERVICE_PORT_HTTP"])
 def test_what_kubernetes_injects_is_ignored(name):
-    settings.load({f"MLIP_PACE_{name}": "tcp://10.0.0.1:80"})
+    sources.load({f"MLIP_PACE_{name}": "tcp://10.0.0.1:80"})
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_a_bad_yaml_file_is_refused(tmp_path, text):
 def test_values_are_read_as_users_write_them():
     environ = {"BASIS_ELEMENTS": "Mg, Al", "DATA_E0": "Al:-0.1, Mg:2", "TRAINING_LADDER_STEP": "10,0.02"}
     environ |= {"REFERENCE_SIGMA": "Mg-Al:2.5", "OUTPUT_OVERWRITE": "1", "DATA_TEST_PATH": ""}
-    given = settings.load({f"MLIP_PACE_{name}": value for name, value in environ.items()})
+    given = sources.load({f"MLIP_PACE_{name}": value for name, value in environ.items()})
     assert given.basis.elements == ["Al", "Mg"]
     assert given.data.e0 == {"Al": -0.1, "Mg": 2.0}
     assert given.data.test_path is None
@@ -94,7 +95,7 @@ def test_values_are_read_as_users_write_them():
 
 
 def test_zero_epochs_need_a_linear_start():
-    assert settings.load({"MLIP_PACE_TRAINING_MAX_EPOCHS": "0"}).training.max_epochs == 0
+    assert sources.load({"MLIP_PACE_TRAINING_MAX_EPOCHS": "0"}).training.max_epochs == 0
     assert "TRAINING_MAX_EPOCHS=0" in refused(TRAINING_MAX_EPOCHS="0", TRAINING_START="zero")
 
 
@@ -113,15 +114,44 @@ def test_the_listing_is_quick_and_loads_nothing_heavy():
     [("auto", {"JOB_COMPLETION_INDEX": "3"}, 3), ("auto", {"SLURM_ARRAY_TASK_ID": "0"}, 0), ("7", {}, 7)],
 )
 def test_a_member_of_an_ensemble_has_its_seed_and_folder(member, environ, number):
-    given = settings.load({"MLIP_PACE_RUN_MEMBER": member, "MLIP_PACE_OUTPUT_PATH": "/o"}).of_member(environ)
+    given = sources.load({"MLIP_PACE_RUN_MEMBER": member, "MLIP_PACE_OUTPUT_PATH": "/o"}).of_member(environ)
     assert given.training.seed == 42 + number
     assert given.output.path == Path(f"/o/member-{number}")
 
 
 def test_without_a_member_nothing_changes():
-    assert settings.load({}).of_member({"JOB_COMPLETION_INDEX": "3"}) == settings.load({})
+    assert sources.load({}).of_member({"JOB_COMPLETION_INDEX": "3"}) == sources.load({})
 
 
 def test_an_automatic_member_outside_an_array_is_refused():
     with pytest.raises(SettingsError, match="JOB_COMPLETION_INDEX and SLURM_ARRAY_TASK_ID give no number"):
-        settings.load({"MLIP_PACE_RUN_MEMBER": "auto"}).of_member({})
+        sources.load({"MLIP_PACE_RUN_MEMBER": "auto"}).of_member({})
+
+
+def test_the_environment_is_read_by_nobody_else(monkeypatch):
+    """Neither `load` with another environment nor a model made in Python looks at the real one."""
+    monkeypatch.setenv("MLIP_PACE_BASIS_FUNCTIONS", "7")
+    monkeypatch.setenv("MLIP_PACE_TRAINING_MAX_EPOCHS", "3")
+    given = sources.load({})
+    assert given.basis.functions == 500
+    assert given.origins["BASIS_FUNCTIONS"] == "default"
+    assert TrainingConfig().max_epochs == 10
+    assert sources.load().basis.functions == 7
+
+
+@pytest.mark.parametrize("name", [name for name in sources.variables() if not name.endswith(("_FILE", "_CONFIG"))])
+def test_an_empty_variable_is_not_given(name):
+    """As a template leaves it: every setting, in the environment of a real process."""
+    field = name.removeprefix("MLIP_PACE_").lower()
+    group, _, field = field.partition("_")
+    given = sources.load({name: ""})
+    assert getattr(getattr(given, group), field) == settings.GROUPS[group].model_fields[field].default
+    assert given.origins[name.removeprefix("MLIP_PACE_")] == "default"
+
+
+def test_empty_variables_in_a_real_process():
+    names = [name for name in sources.variables() if not name.endswith("_FILE")]
+    environ = {**os.environ, **dict.fromkeys(names, "")}
+    code = "from mlip_pace.sources import load; s = load(); print(s.data.test_path, s.training.override, s.basis.cutoff)"
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "None", "5.0"]

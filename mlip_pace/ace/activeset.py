@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -21,6 +20,7 @@ from scipy.linalg import lu_factor
 from threadpoolctl import threadpool_limits
 
 from mlip_pace.ace import basis, projections
+from mlip_pace.ace.basis import Basis
 from mlip_pace.arrays import Array
 
 HIGHEST = 1.1  # grade that a training atom may have where they are too many for one part
@@ -30,12 +30,12 @@ PART_BYTES = 2**26  # of rows that are worked on at a time; maxvol needs three t
 EPSILON = 1e-16  # on the diagonal of functions that are the same for all atoms, as in pyace
 
 
-def write(target: Path, structures: Sequence[Atoms], potential: dict[str, Any], workers: int) -> None:
+def write(target: Path, structures: Sequence[Atoms], on: Basis, workers: int) -> None:
     """Write A^-1 of every element into `target` (`.asi`), as LAMMPS and pyace read it.
 
     Raises `ValueError` if an element has fewer atoms than functions, or not enough that differ.
     """
-    expansion = basis.expansion(potential)
+    expansion = basis.expansion(on)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         rows, _ = projections.on_disk(Path(folder), structures, expansion, workers, np.float64)
         for symbol, count in zip(expansion.elements, expansion.counts, strict=True):

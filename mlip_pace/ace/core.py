@@ -10,6 +10,7 @@ weak as possible. Distances in Å, energies in eV.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mlip_pace.ace import basis
+from mlip_pace.ace.evaluators import pair_energies
 from mlip_pace.arrays import Array
 from mlip_pace.reference import Reference, pair_name
 
@@ -42,11 +43,18 @@ def rises(energies: Array) -> bool:
     return bool((np.diff(energies) > 0).all())
 
 
-def settle(potential: Path, reference: Reference, shortest: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Choose fade and core of every pair and write them into the B-basis file `potential`.
+@dataclass(frozen=True)
+class Core:
+    """How ACE ends below the data, of a pair of elements."""
 
-    Returns, by pair: r_in, delta_in (Å), core (P in eV Å, 0 for none) and whether the dimer curve of ACE + reference rises.
-    """
+    r_in: float  # Å; below it ACE fades out
+    delta_in: float  # Å; over this distance
+    core: float  # P, eV Å; 0: no core repulsion
+    rises: bool  # whether the dimer curve of ACE + reference rises all the way down to CLOSEST
+
+
+def settle(potential: Path, reference: Reference, shortest: dict[str, float]) -> dict[str, Core]:
+    """Choose fade and core of every pair, by pair name, and write them into the B-basis file `potential`."""
     from pyace.basis import BBasisConfiguration
 
     settled, configuration = {}, BBasisConfiguration(str(potential))
@@ -56,7 +64,7 @@ def settle(potential: Path, reference: Reference, shortest: dict[str, float]) ->
         r = distances_below(r_in)
         curve = partial(_curve, configuration, reference, (first, second), r_in, r)
         fade, strength = _fade_and_core(curve, [fade for fade in FADES if r_in - fade >= CLOSEST])
-        settled[pair] = {"r_in": r_in, "delta_in": fade, "core": strength, "rises": rises(curve(fade, strength))}
+        settled[pair] = Core(r_in, fade, strength, rises(curve(fade, strength)))
     part = potential.with_name(f".{potential.stem}.part.yaml")
     configuration.save(str(part))
     part.replace(potential)
@@ -68,7 +76,7 @@ def _curve(
 ) -> Array:  # fmt: skip
     """Energies of ACE + reference at the distances r, with this fade and core."""
     _set(configuration, *pair, r_in, fade, strength)
-    return basis.pair_energies(configuration, *pair, r) + reference.pair(*pair, r)[0]
+    return pair_energies(configuration, *pair, r) + reference.pair(*pair, r)[0]
 
 
 def _fade_and_core(curve: Callable[[float, float], Array], fades: Sequence[float]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from mlip_pace.collect.cells import compact
 from mlip_pace.collect.neighbours import nearest
 from mlip_pace.settings import ELEMENTS, DataSettings
 
@@ -125,13 +126,13 @@ class NotInBasis(Broken):
 
 
 def fully_periodic(atoms: Atoms, cutoff: float) -> tuple[Atoms, float]:
-    """A slab or wire as a fully periodic cell with enough vacuum; also the volume before over that after.
+    """A slab or wire as a fully periodic cell with enough vacuum; also the volume before over that after. The cell is sound.
 
     pacemaker knows only fully periodic and fully open structures.
     """
     if atoms.pbc.all() or not atoms.pbc.any():
-        return atoms, 1.0
+        return compact(atoms), 1.0
     wide, volume = atoms.copy(), abs(atoms.cell.volume)
     wide.center(vacuum=cutoff, axis=np.flatnonzero(~atoms.pbc))
     wide.pbc = True
-    return wide, volume / wide.cell.volume
+    return compact(wide), volume / wide.cell.volume

@@ -77,6 +77,34 @@ def structures_of(files: list[InputFile]) -> list[FilePiece]:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """How structures are read and judged."""
+
+    data: DataSettings
+    elements: Sequence[str] | None = None  # leave out structures of others; None: all are wanted
+    cutoff: float = 5.0  # Å; an atom must have a neighbour within it
+    seed: int = 42  # of the split
+    workers: int = 1  # processes that read
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What became of the structures. `left_out` has those that the audit excluded, each with `source` and `reason`."""
+
+    read: int  # structures, the unreadable ones included
+    used: int
+    train: int
+    test: int
+    atoms: int  # of the structures that are used
+    elements: list[str]
+    e0: dict[str, float]  # eV
+    e0_source: dict[str, str]
+    keys: dict[str, int]  # where labels were, and of how many structures
+    left_out: list[dict[str, str]]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
 class Examined:
     """A structure as the audit sees it: its row of the DataFrame, or why it has none."""
 
@@ -155,34 +183,32 @@ def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data:
     """
     given: list[Structure] = [(f"atoms#{n}", f"atoms#{n}", atoms) for n, atoms in enumerate(atoms_list)]
     settings = DataSettings.model_construct().model_copy(update=data)
-    frame, summary = assemble([given], None, settings, None, cutoff, seed=42)
-    frame.attrs.update(left_out=summary["left_out"], e0=summary["e0"])
+    frame, about = assemble([given], None, Rules(settings, cutoff=cutoff))
+    frame.attrs.update(left_out=about.left_out, e0=about.e0)
     return frame
 
 
 def collect(
-    folder: Path, *, files: list[InputFile], test_files: list[InputFile] | None, data: DataSettings,
-    elements: list[str] | None, cutoff: float, seed: int, workers: int,
-) -> dict[str, Any]:  # fmt: skip
-    """The stage: write `frames.pckl.gzip`; the summary has counts, elements, E0, keys and everything left out."""
+    folder: Path, *, files: list[InputFile], test_files: list[InputFile] | None, rules: Rules
+) -> Collected:  # fmt: skip
+    """The stage: write `frames.pckl.gzip`."""
     test = None if test_files is None else structures_of(test_files)
-    frame, summary = assemble(structures_of(files), test, data, elements, cutoff, seed, workers)
+    frame, about = assemble(structures_of(files), test, rules)
     save_frame(frame, folder / "frames.pckl.gzip")
-    return summary
+    return about
 
 
 def assemble(
-    pieces: Sequence[Iterable[Structure]], test_pieces: Sequence[Iterable[Structure]] | None, data: DataSettings,
-    elements: list[str] | None, cutoff: float, seed: int, workers: int = 1,
-) -> tuple[pd.DataFrame, dict[str, Any]]:  # fmt: skip
-    """Audit, E0 and split. Returns the frame and a summary of what happened."""
-    audit = Audit()
-    rows = rows_of(pieces, data, elements, cutoff, audit, workers=workers)
+    pieces: Sequence[Iterable[Structure]], test_pieces: Sequence[Iterable[Structure]] | None, rules: Rules
+) -> tuple[pd.DataFrame, Collected]:  # fmt: skip
+    """Audit, E0 and split. Returns the frame and what became of the structures."""
+    audit, data, elements, cutoff = Audit(), rules.data, rules.elements, rules.cutoff
+    rows = rows_of(pieces, data, elements, cutoff, audit, workers=rules.workers)
     for row in rows:
         row[SPLIT] = TRAIN
     if test_pieces is not None:
         given = {geometry_key(row[ATOMS]): row[SOURCE] for row in rows}
-        for row in rows_of(test_pieces, data, elements, cutoff, audit, workers=workers, prefix="test:"):
+        for row in rows_of(test_pieces, data, elements, cutoff, audit, workers=rules.workers, prefix="test:"):
             if (same := given.get(geometry_key(row[ATOMS]))) is not None:
                 audit.leave_out(row[SOURCE], f"the same structure as {same} of the training data")
             else:
@@ -198,23 +224,23 @@ def assemble(
     frame[ENERGY_ATOMS] = [sum(e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in frame[ATOMS]]
     frame = _without_extremes(frame, data, audit).reset_index(drop=True)
     if test_pieces is None:
-        frame[SPLIT] = split_by_group(frame, data.test_fraction, seed)
+        frame[SPLIT] = split_by_group(frame, data.test_fraction, rules.seed)
     _refuse_too_little(frame, elements, audit)
     used = sorted({symbol for atoms in frame[ATOMS] for symbol in atoms.symbols})
-    summary = {
-        "read": audit.read,
-        "used": len(frame),
-        "train": int((frame[SPLIT] == TRAIN).sum()),
-        "test": int((frame[SPLIT] == TEST).sum()),
-        "atoms": int(frame[ATOMS].map(len).sum()),
-        "elements": used,
-        "e0": {symbol: e0[symbol] for symbol in used},
-        "e0_source": {symbol: e0_source[symbol] for symbol in used},
-        "keys": dict(audit.keys),
-        "left_out": audit.left_out,
-        "warnings": _warnings(frame, e0_source, data),
-    }
-    return frame, summary
+    about = Collected(
+        read=audit.read,
+        used=len(frame),
+        train=int((frame[SPLIT] == TRAIN).sum()),
+        test=int((frame[SPLIT] == TEST).sum()),
+        atoms=int(frame[ATOMS].map(len).sum()),
+        elements=used,
+        e0={symbol: e0[symbol] for symbol in used},
+        e0_source={symbol: e0_source[symbol] for symbol in used},
+        keys=dict(audit.keys),
+        left_out=audit.left_out,
+        warnings=_warnings(frame, e0_source, data),
+    )
+    return frame, about
 
 
 def _warnings(frame: pd.DataFrame, e0_source: dict[str, str], data: DataSettings) -> list[str]:
@@ -244,7 +270,7 @@ def _refuse_bad_data(audit: Audit, limit: float) -> None:
         )
 
 
-def _refuse_too_little(frame: pd.DataFrame, elements: list[str] | None, audit: Audit) -> None:
+def _refuse_too_little(frame: pd.DataFrame, elements: Sequence[str] | None, audit: Audit) -> None:
     train = frame[frame[SPLIT] == TRAIN]
     trained = {symbol for atoms in train[ATOMS] for symbol in atoms.symbols}
     tested = {symbol for atoms in frame[ATOMS] for symbol in atoms.symbols}

@@ -5,6 +5,8 @@ Energies in eV/atom, forces in eV/Å per component, stress in eV/Å^3 per compon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import GPa
 
-from mlip_pace.ace import basis
+from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, SOURCE, SPLIT, STRESS, TEST, save_frame
 from mlip_pace.reference import Reference
@@ -31,7 +33,7 @@ def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers:
     """`energy_pred` (eV, on the DFT scale), `forces_pred` (n, 3) and `stress_pred` (3, 3) or None for each row of `frame`."""
     structures = list(frame[ATOMS])
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
-    predict_some = partial(_predict, calculator=basis.calculator_of(potential), reference=reference)
+    predict_some = partial(_predict, calculator=calculator_of(potential), reference=reference)
     parts = pool.parallel_map(predict_some, chunks, workers)
     rows = [row for part in parts for row in part]
     return pd.DataFrame(rows, columns=["energy_pred", "forces_pred", "stress_pred"], index=frame.index)
@@ -48,12 +50,12 @@ def _predict(structures: list[Atoms], calculator: Any, reference: Reference) -> 
     return rows
 
 
-def errors(frame: pd.DataFrame) -> dict[str, float | int]:
+def errors(frame: pd.DataFrame) -> dict[str, float]:
     """MAE and RMSE of a frame with labels and predictions; stress only where both are there."""
     counts = frame[ATOMS].map(len)
     energy = ((frame.energy_pred - frame[ENERGY]) / counts).to_numpy(dtype=float)
     forces = np.concatenate([p - t for p, t in zip(frame.forces_pred, frame[FORCES], strict=True)])
-    result: dict[str, float | int] = {"n_structures": len(frame), "n_atoms": int(counts.sum())}
+    result: dict[str, float] = {"n_structures": len(frame), "n_atoms": int(counts.sum())}
     parts = {"energy": energy, "forces": forces}
     if STRESS in frame:
         both = [
@@ -81,19 +83,37 @@ def error_table(errors: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Published:
+    """What is published and judged: the `.yace`, the reference, and the sources of the structures that it was trained on."""
+
+    potential: Path
+    reference: Reference
+    trained_on: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Errors by subset (train, left_out: not chosen to train on, test), those by config_type, and what is to be said."""
+
+    errors: dict[str, dict[str, float]]
+    errors_by_config_type: dict[str, dict[str, dict[str, float]]]
+    missed: list[str]  # of the quality gate
+    warnings: list[str]
+
+
 def score(
-    folder: Path, *, target: pd.DataFrame, sources: list[str], potential: Path, reference: Reference, gate: EvaluateSettings,
-    workers: int,
-) -> dict[str, Any]:  # fmt: skip
-    """The stage: write `predictions.pckl.gzip`; the summary has the errors by subset and by config_type, and the gate."""
-    frame = target.join(predict(potential, reference, target, workers))
-    used = frame[SOURCE].isin(sources)
+    folder: Path, target: pd.DataFrame, published: Published, gate: EvaluateSettings, workers: int
+) -> Scores:  # fmt: skip
+    """The stage: write `predictions.pckl.gzip`, and compare with DFT."""
+    frame = target.join(predict(published.potential, published.reference, target, workers))
+    used = frame[SOURCE].isin(published.trained_on)
     frame["subset"] = np.where(frame[SPLIT] == TEST, "test", np.where(used, "train", "left_out"))
     save_frame(frame, folder / "predictions.pckl.gzip")
-    by_subset: dict[str, Any] = {name: errors(rows) for name, rows in frame.groupby("subset")}
+    by_subset = {name: errors(rows) for name, rows in frame.groupby("subset")}
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
-    return {"errors": by_subset, "errors_by_config_type": by_type, "missed": missed, "warnings": warnings}
+    return Scores(by_subset, by_type, missed, warnings)
 
 
 def _doubts(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:

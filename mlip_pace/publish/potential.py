@@ -17,7 +17,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.mixing import SumCalculator
 from pydantic import BaseModel, ConfigDict
 
-from mlip_pace.ace.basis import calculator_of
+from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.arrays import VOIGT
 from mlip_pace.errors import OutputError, UnsafeError
 from mlip_pace.reference import Reference, lammps_commands

@@ -19,7 +19,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from mlip_pace.ace import basis
+from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.audit import Broken, checked, fully_periodic, labels
 from mlip_pace.collect.dataset import ATOMS, ENERGY, FORCES, STRESS, structures_of
@@ -69,9 +69,9 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
         reasons = "".join(f"\n  {u['source']}: {u['reason']}" for u in unreadable)
         raise DataError(f"{data}: no structure can be read{reasons}", "mend these files, or give others to `mlip-pace predict`")
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
-    calculator, grader = basis.calculator_of(potential.path), None
+    calculator, grader = calculator_of(potential.path), None
     if "potential.asi" in potential.metadata["files"]:
-        grader = basis.calculator_of(potential.path.parent / "potential.yaml")
+        grader = calculator_of(potential.path.parent / "potential.yaml")
         grader.compute_projections = True  # grades are made of them
         grader.set_active_set(str(potential.path.parent / "potential.asi"))
     predict_some = partial(_predict, calculator=calculator, grader=grader, reference=potential.reference)

@@ -2,7 +2,7 @@
 
 A stage's fingerprint is made of its name, the version of this package, its options, the SHA-256 of its input files and the
 fingerprints of the stages it builds on. Work happens in `<stage>.part`, which is renamed when whole; a `.part` of the same
-fingerprint is kept, so that a stage can continue its own work. A summary with `complete: False` leaves the stage undone: what
+fingerprint is kept, so that a stage can continue its own work. A result with `complete: False` leaves the stage undone: what
 there is so far is in its `.part`, and the next run goes on from there.
 """
 
@@ -16,10 +16,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from mlip_pace import __version__
 from mlip_pace.run.stopping import raise_if_stopped
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Stage:
 
     @property
     def summary(self) -> dict[str, Any]:
+        """What it returned, as JSON has it."""
         return dict(self._record["summary"])
 
     @property
@@ -71,27 +76,28 @@ def plan(work: Path, name: str, options: dict[str, Any], *after: Stage, files: d
     return Stage(name, work / name, hashlib.sha256(text.encode()).hexdigest())
 
 
-def once(stage: Stage, run: Callable[[Path], dict[str, Any]]) -> bool:
-    """Call `run(folder)` unless the stage is done; it returns the summary. Returns whether anything ran."""
+def once(stage: Stage, kind: type[T], run: Callable[[Path], T]) -> T:
+    """What `run(folder)` returns, a dataclass of this kind: called now, or when the stage was done."""
     if stage.done:
-        return False
+        return TypeAdapter(kind).validate_python(stage.summary)
     part = stage.part
     if _fingerprint_in(part / "started.json") != stage.fingerprint:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write_whole(part / "started.json", json.dumps({"fingerprint": stage.fingerprint}))
     begin = time.monotonic()
-    summary = run(part)
-    raise_if_stopped()  # a library may have taken the signal for a failure of its own, and the summary be wrong
+    result = run(part)
+    raise_if_stopped()  # a library may have taken the signal for a failure of its own, and the result be wrong
     seconds = round(time.monotonic() - begin, 3)
+    summary = TypeAdapter(kind).dump_python(result, mode="json")
     record = json.dumps({"fingerprint": stage.fingerprint, "seconds": seconds, "summary": summary}, indent=1)
     if summary.get("complete") is False:
         write_whole(part / "so-far.json", record)
-        return True
+        return result
     write_whole(part / "done.json", record)
     shutil.rmtree(stage.folder, ignore_errors=True)
     part.rename(stage.folder)
-    return True
+    return result
 
 
 def _fingerprint_in(path: Path) -> str | None:

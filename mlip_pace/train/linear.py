@@ -24,6 +24,7 @@ import pandas as pd
 from ase import Atoms
 
 from mlip_pace.ace import basis
+from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array, Integers
 from mlip_pace.collect.dataset import ATOMS
@@ -153,8 +154,8 @@ def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:
     return chunks
 
 
-def fit(structures: Sequence[Labelled], potential: dict[str, Any], kappa: float, workers: int = 1) -> Solution:
-    """The least-squares solution on the basis of a potential section."""
-    function = partial(accumulate, expansion=basis.expansion(potential), kappa=kappa)
-    scale = basis.smoothness(potential)
+def fit(structures: Sequence[Labelled], on: Basis, kappa: float, workers: int = 1) -> Solution:
+    """The least-squares solution for the coefficients of a basis."""
+    function = partial(accumulate, expansion=basis.expansion(on), kappa=kappa)
+    scale = basis.smoothness(on)
     return solve(total(pool.parallel_map(function, chunks_of(structures), workers), len(scale)), scale)

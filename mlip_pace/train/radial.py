@@ -13,21 +13,23 @@ The Jacobian is that of a sample of the structures: it only says where to go. En
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mlip_pace.ace import basis
+from mlip_pace.ace.basis import Basis, BasisFile
+from mlip_pace.ace.evaluators import Predictor
 from mlip_pace.ace.expansion import Expansion, Pair
+from mlip_pace.ace.files import write_linear
 from mlip_pace.arrays import Array, Integers
 from mlip_pace.run import pool
+from mlip_pace.run.compute import Compute
 from mlip_pace.run.steps import write_whole
 from mlip_pace.train import linear
 from mlip_pace.train.linear import Labelled, Normal, Solution
@@ -38,8 +40,6 @@ TRUST = 0.06  # length of the first step, relative to that of C
 GAIN = 0.02  # relative gain of the loss, 1 % of the errors; when every group's last two steps are below it, it ends
 ITERATION = 2.5  # times the solve for c alone: another solve, and the Jacobian (1.7 times the rows of c alone)
 SHORTEST = TRUST / 10  # when steps of this length bring nothing, nothing is to be had
-
-Progress = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,26 @@ def load(folder: Path) -> State | None:
     return State(**{**saved, "solution": solution})
 
 
-def start(folder: Path, structures: Sequence[Labelled], potential: dict[str, Any], kappa: float, workers: int = 1) -> State:
-    """The least-squares solution with the radial functions as they are in the potential section: iteration 0."""
-    solution = linear.fit(structures, potential, kappa, workers)
-    basis.write_linear(folder / "iteration-0.yaml", potential, solution.coefficients)
+@dataclass(frozen=True)
+class Problem:
+    """What is fitted: structures to train on, those that are only watched, the weight κ of forces, the seed of samples."""
+
+    train: Sequence[Labelled]
+    test: Sequence[Labelled]
+    kappa: float
+    seed: int = 42
+
+
+def start(folder: Path, problem: Problem, first: Basis, workers: int = 1) -> State:
+    """The least-squares solution with the radial functions as they are in the first basis: iteration 0."""
+    solution = linear.fit(problem.train, first, problem.kappa, workers)
+    write_linear(folder / "iteration-0.yaml", first, solution.coefficients)
     state = State(0, "iteration-0.yaml", solution, TRUST)
     state.save(folder)
     return state
 
 
-def refine(
-    folder: Path, structures: Sequence[Labelled], test: Sequence[Labelled], kappa: float, most: int, *, seed: int = 42,
-    workers: int = 1, deadline: float = math.inf, longest: float = 0.0, progress: Progress = lambda _: None,
-) -> State:  # fmt: skip
+def refine(folder: Path, problem: Problem, most: int, compute: Compute, longest: float = 0.0) -> State:
     """Go on from the state in `folder` until it ends, for at most `most` iterations in all, or until the deadline.
 
     None is begun that might not end before the deadline: the `longest` so far (s) is what one takes.
@@ -92,45 +99,43 @@ def refine(
     state = load(folder)
     assert state is not None
     if state.iteration == 0:
-        write_metrics(folder, state, structures, test, kappa, workers)
-    while not state.ended and state.iteration < most and time.monotonic() + longest < deadline:
+        write_metrics(folder, state, problem, compute.threads)
+    while not state.ended and state.iteration < most and time.monotonic() + longest < compute.deadline:
         begin = time.monotonic()
-        state = iterate(folder, state, structures, kappa, seed, workers)
-        row = write_metrics(folder, state, structures, test, kappa, workers)
-        progress({**row, "iteration": row["iter_num"]})
+        state = iterate(folder, state, problem, compute.threads)
+        row = write_metrics(folder, state, problem, compute.threads)
+        compute.progress({**row, "iteration": row["iter_num"]})
         state.save(folder)
         longest = max(longest, time.monotonic() - begin)
     return state
 
 
-def iterate(
-    folder: Path, state: State, structures: Sequence[Labelled], kappa: float, seed: int, workers: int
-) -> State:  # fmt: skip
+def iterate(folder: Path, state: State, problem: Problem, workers: int) -> State:
     """One step in C and the solve for c that belongs to it."""
-    potential = {"filename": str(folder / state.potential)}
+    here = BasisFile(folder / state.potential)
     number = state.iteration + 1
-    slices = basis.radial_pairs(potential)
+    slices = basis.radial_pairs(here)
     groups = _groups(slices)
     pairs = groups[state.iteration % len(groups)]
     columns = np.r_[tuple(slices[pair] for pair in pairs)]
     size = state.rows * (len(columns) + len(state.solution.coefficients))
-    sample = _sample(structures, size, np.random.default_rng((seed, number)))
-    expansion, coefficients = basis.expansion(potential), state.solution.coefficients
-    function = partial(jacobian, expansion=expansion, pairs=pairs, coefficients=coefficients, kappa=kappa)
+    sample = _sample(problem.train, size, np.random.default_rng((problem.seed, number)))
+    expansion, coefficients = basis.expansion(here), state.solution.coefficients
+    function = partial(jacobian, expansion=expansion, pairs=pairs, coefficients=coefficients, kappa=problem.kappa)
     parts = pool.parallel_map(function, linear.chunks_of(sample), workers)
     normal = linear.total(parts, len(columns) + len(coefficients))
-    radial = basis.radial_coefficients(potential)
+    radial = basis.radial_coefficients(here)
     length = state.trust * float(np.linalg.norm(radial[columns]))
-    prior = state.solution.lam / basis.smoothness(potential) ** 2
+    prior = state.solution.lam / basis.smoothness(here) ** 2
     radial[columns] += _within(length, *_projected(normal, len(columns), prior, state.solution.coefficients))
     name = f"iteration-{number}.yaml"
-    basis.write_linear(folder / name, potential, state.solution.coefficients, radial)
-    moved = {"filename": str(folder / name)}
-    solution = linear.fit(structures, moved, kappa, workers)
+    write_linear(folder / name, here, state.solution.coefficients, radial)
+    moved = BasisFile(folder / name)
+    solution = linear.fit(problem.train, moved, problem.kappa, workers)
     if solution.log_evidence <= state.solution.log_evidence:
         ended = "no step brings a gain" if state.trust / 2 < SHORTEST else ""
         return replace(state, iteration=number, trust=state.trust / 2, rows=2 * state.rows, ended=ended)
-    basis.write_linear(folder / name, moved, solution.coefficients)
+    write_linear(folder / name, moved, solution.coefficients)
     if solution.loss > (1 - GAIN) * state.solution.loss:
         ended = "the loss no longer falls" if state.idle + 1 == 2 * len(groups) else ""
         return State(number, name, solution, state.trust, 2 * state.rows, state.idle + 1, ended)
@@ -196,14 +201,12 @@ def _within(length: float, matrix: Array, vector: Array) -> Array:
     return step
 
 
-def write_metrics(
-    folder: Path, state: State, structures: Sequence[Labelled], test: Sequence[Labelled], kappa: float, workers: int
-) -> dict[str, float]:  # fmt: skip
+def write_metrics(folder: Path, state: State, problem: Problem, workers: int) -> dict[str, float]:
     """Add a row to the tables, and return that of the training structures."""
     rows = {}
-    for table, labelled in (("metrics.txt", structures), ("test_metrics.txt", test)):
+    for table, labelled in (("metrics.txt", problem.train), ("test_metrics.txt", problem.test)):
         if labelled:
-            found = errors(folder / state.potential, labelled, kappa, workers)
+            found = errors(folder / state.potential, labelled, problem.kappa, workers)
             rows[table] = {"ladder_step": 0.0, "iter_num": float(state.iteration), **found}
             path = folder / table
             if state.iteration == 0:
@@ -216,7 +219,7 @@ def write_metrics(
 def errors(potential: Path, structures: Sequence[Labelled], kappa: float, workers: int) -> dict[str, float]:
     """Loss and errors of the target (eV/atom; eV/Å per component), under pacemaker's names."""
     chunks = linear.chunks_of(structures)
-    predict = basis.Predictor({"filename": str(potential)})
+    predict = Predictor(BasisFile(potential))
     predicted = pool.parallel_map(lambda chunk: [predict(labelled.atoms) for labelled in chunk], chunks, workers)
     gaps = [p[: len(s.target)] - s.target for p, s in zip(chain.from_iterable(predicted), structures, strict=True)]
     energy = np.array([gap[0] / len(s.atoms) for gap, s in zip(gaps, structures, strict=True)])

@@ -8,6 +8,8 @@ from conftest import EXAMPLES
 
 from mlip_pace import reference
 from mlip_pace.ace import activeset, basis, projections
+from mlip_pace.ace.basis import BasisFile
+from mlip_pace.ace.files import write_linear
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import find_files
 from mlip_pace.run import child
@@ -19,12 +21,12 @@ def fitted(tmp_path_factory):
     """A B-basis file, the structures of the example, and what pace_activeset makes of them."""
     folder = tmp_path_factory.mktemp("activeset")
     settings = DataSettings.model_construct(test_fraction=0.0)
-    frame, about = dataset.assemble(dataset.structures_of(find_files(str(EXAMPLES))), None, settings, None, 5.0, 1)
+    frame, about = dataset.assemble(dataset.structures_of(find_files(str(EXAMPLES))), None, dataset.Rules(settings, seed=1))
     frame["energy_corrected"], frame["forces"] = frame[dataset.ENERGY], frame[dataset.FORCES]
     shortest = reference.shortest_distances(frame[dataset.ATOMS], 5.0)
-    section = basis.potential_section(BasisSettings.model_construct(functions=30), about["elements"], shortest)
+    section = basis.section(BasisSettings.model_construct(functions=30), about.elements, shortest)
     file = folder / "potential.yaml"
-    basis.write_linear(file, section, np.zeros(sum(basis.expansion(section).counts)))
+    write_linear(file, section, np.zeros(sum(basis.expansion(section).counts)))
     dataset.save_frame(frame[[dataset.ATOMS, "energy_corrected", "forces"]], folder / "data.pckl.gzip")
     command = [child.program("pace_activeset"), file.name, "-d", "data.pckl.gzip", "-a"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
@@ -37,7 +39,7 @@ def volume(inverse):
 
 def test_it_is_that_of_pace_activeset(fitted, tmp_path):
     file, structures, theirs = fitted
-    activeset.write(tmp_path / "ours.asi", structures, {"filename": str(file)}, workers=2)
+    activeset.write(tmp_path / "ours.asi", structures, BasisFile(file), workers=2)
     ours = dict(np.load(tmp_path / "ours.asi"))
     assert [path.name for path in tmp_path.iterdir()] == ["ours.asi"]
     assert ours.keys() == theirs.keys() == {"Al", "Mg"}
@@ -47,7 +49,7 @@ def test_it_is_that_of_pace_activeset(fitted, tmp_path):
 
 def test_part_by_part_it_is_as_good(fitted, tmp_path):
     file, structures, theirs = fitted
-    expansion = basis.expansion({"filename": str(file)})
+    expansion = basis.expansion(BasisFile(file))
     rows, _ = projections.on_disk(tmp_path, structures, expansion, 1, np.float64)
     for symbol, count in zip(expansion.elements, expansion.counts, strict=True):
         assert len(rows[symbol]) > 2 * count  # more than a part
@@ -59,7 +61,7 @@ def test_part_by_part_it_is_as_good(fitted, tmp_path):
 def test_too_few_atoms_are_refused(fitted, tmp_path):
     file, structures, _ = fitted
     with pytest.raises(ValueError, match=r"\d+ functions of Al, but \d+ atoms"):
-        activeset.write(tmp_path / "ours.asi", structures[:3], {"filename": str(file)}, workers=1)
+        activeset.write(tmp_path / "ours.asi", structures[:3], BasisFile(file), workers=1)
     assert not list(tmp_path.iterdir())
 
 

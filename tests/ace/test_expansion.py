@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from conftest import design_rows
 from pyace.atomicenvironment import aseatoms_to_atomicenvironment
-from pyace.basis import ACEBBasisSet
 from pyace.calculator import ACECalculator
 from pyace.evaluator import ACEBEvaluator
 from scipy.special import sph_harm_y
@@ -17,9 +17,7 @@ from mlip_pace.settings import BasisSettings
 
 def potential(elements, body_order=5, functions=200):
     shortest = {"-".join(sorted((a, b))): 0.9 for a in elements for b in elements}
-    return basis.potential_section(
-        BasisSettings.model_construct(functions=functions, body_order=body_order), elements, shortest
-    )
+    return basis.section(BasisSettings.model_construct(functions=functions, body_order=body_order), elements, shortest)
 
 
 def displaced(atoms, symbols=None):
@@ -48,10 +46,10 @@ STRUCTURES = {
 def test_functions_and_rows_are_those_of_pyace(name):
     elements, structures = STRUCTURES[name]
     section = potential(elements)
-    pyace = ACEBBasisSet(basis.build(section))
+    pyace = basis.basis_set(section)
     evaluator = ACEBEvaluator(pyace)
     calculator = ACECalculator(evaluator)
-    rows = list(basis.design_rows(section, structures))
+    rows = list(design_rows(section, structures))
     functions = list(basis.expansion(section).functions(structures))
     counts = [len(one) + len(more) for one, more in zip(pyace.basis_rank1, pyace.basis, strict=True)]
     first = dict(zip(pyace.elements_name, np.cumsum([0, *counts[:-1]]), strict=True))

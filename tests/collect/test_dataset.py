@@ -76,11 +76,11 @@ def test_too_much_broken_is_refused_and_named():
 
 def test_elements_that_were_not_asked_for_are_left_out_by_name():
     given_ = [(f"f#{n}", f"f#{n}", a) for n, a in enumerate([*good(10), labelled(cell(1.2, "Al3Mg"), -10.0)])]
-    frame, summary = dataset.assemble([given_], None, DataSettings.model_construct(), ["Al"], 5.0, 1)
+    frame, summary = dataset.assemble([given_], None, dataset.Rules(DataSettings.model_construct(), ["Al"], seed=1))
     assert len(frame) == 10
-    assert summary["left_out"] == [{"source": "f#10", "reason": "Mg not in MLIP_PACE_BASIS_ELEMENTS=Al"}]
+    assert summary.left_out == [{"source": "f#10", "reason": "Mg not in MLIP_PACE_BASIS_ELEMENTS=Al"}]
     with pytest.raises(DataError, match="Cu is in MLIP_PACE_BASIS_ELEMENTS but in no training structure"):
-        dataset.assemble([given_], None, DataSettings.model_construct(), ["Al", "Mg", "Cu"], 5.0, 1)
+        dataset.assemble([given_], None, dataset.Rules(DataSettings.model_construct(), ["Al", "Mg", "Cu"], seed=1))
 
 
 def test_duplicates_are_left_out_also_when_shifted_by_a_lattice_vector():
@@ -204,6 +204,6 @@ def test_the_split_keeps_groups_together_whatever_their_order(groups, fraction, 
 def test_structures_that_are_tested_are_not_trained_on():
     train = [(f"a#{n}", f"a#{n}", a) for n, a in enumerate(good(10))]
     test = [(f"b#{n}", f"b#{n}", a) for n, a in enumerate([good(1)[0], labelled(cell(1.3), -12.0)])]
-    frame, summary = dataset.assemble([train], [test], DataSettings.model_construct(), None, 5.0, 1)
+    frame, summary = dataset.assemble([train], [test], dataset.Rules(DataSettings.model_construct(), seed=1))
     assert (frame.split == "test").sum() == 1
-    assert summary["left_out"] == [{"source": "test:b#0", "reason": "the same structure as a#0 of the training data"}]
+    assert summary.left_out == [{"source": "test:b#0", "reason": "the same structure as a#0 of the training data"}]

@@ -103,12 +103,12 @@ def test_vasp_folders_give_each_calculation_once():
     data = beside("vasp-si-rss")
     start = time.perf_counter()
     files = find_files(str(data))
-    frame, summary = dataset.assemble(dataset.structures_of(files), None, KEYS, None, 5.0, 42)
+    frame, summary = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(KEYS))
     assert time.perf_counter() - start < 5
-    assert len(files) == summary["read"] == 22
-    assert (summary["used"], summary["e0_source"]) == (21, {"Si": "isolated atom"})
+    assert len(files) == summary.read == 22
+    assert (summary.used, summary.e0_source) == (21, {"Si": "isolated atom"})
     (isolated,) = read(data / "Si_isolated_1" / "outputs")
-    assert summary["e0"] == {"Si": labels_of(isolated)[0]}
+    assert summary.e0 == {"Si": labels_of(isolated)[0]}
     assert frame.group.nunique() == 21
 
 

@@ -8,6 +8,7 @@ import pytest
 from pyace.basis import BBasisConfiguration
 
 from mlip_pace.ace import basis
+from mlip_pace.ace.files import write_linear
 from mlip_pace.run import limits
 from mlip_pace.settings import BasisSettings
 from mlip_pace.train import checkpoint
@@ -88,9 +89,9 @@ def attempt(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint, "_iterations", 0)
     handler = signal.getsignal(signal.SIGTERM)
-    section = basis.potential_section(BasisSettings.model_construct(functions=3, body_order=2), ["Al"], {"Al-Al": 2.5})
+    section = basis.section(BasisSettings.model_construct(functions=3, body_order=2), ["Al"], {"Al-Al": 2.5})
     for value in (1.0, 2.0):
-        basis.write_linear(tmp_path / "p.yaml", section, np.full(3, value))
+        write_linear(tmp_path / "p.yaml", section, np.full(3, value))
         checkpoint.after_iteration(BBasisConfiguration(str(tmp_path / "p.yaml")))
     signal.signal(signal.SIGTERM, handler)
     return tmp_path

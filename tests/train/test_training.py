@@ -7,17 +7,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
-from conftest import EXAMPLES
+from conftest import EXAMPLES, design_rows
 from ruamel.yaml import YAML
 
 from mlip_pace import reference
 from mlip_pace.ace import basis, core
+from mlip_pace.ace.basis import BasisFile
+from mlip_pace.ace.evaluators import Predictor, calculator_of, pair_energies
+from mlip_pace.ace.files import convert, write_linear
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import find_files
 from mlip_pace.errors import SettingsError, ToolError
 from mlip_pace.run import limits
+from mlip_pace.run.compute import Compute
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
 from mlip_pace.train import linear, pacemaker, radial
+from mlip_pace.train.override import load_override
 from mlip_pace.train.weights import loss_weights, resolve_kappa
 
 
@@ -25,25 +30,26 @@ from mlip_pace.train.weights import loss_weights, resolve_kappa
 def target():
     files = find_files(str(EXAMPLES))
     data = DataSettings.model_construct(test_fraction=0.0)
-    frames, _ = dataset.assemble(dataset.structures_of(files), None, data, None, 5.0, 42)
+    frames, _ = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(data))
     return reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, 5.0), frames)
 
 
 @pytest.fixture(scope="module")
 def potential(target):
     shortest = reference.shortest_distances(target[dataset.ATOMS], 5.0)
-    return basis.potential_section(BasisSettings.model_construct(functions=20, body_order=3), ["Al", "Mg"], shortest)
+    return basis.section(BasisSettings.model_construct(functions=20, body_order=3), ["Al", "Mg"], shortest)
 
 
 @pytest.mark.parametrize("embedding", ["linear", "finnis-sinclair"])
 def test_design_rows_times_coefficients_are_energies_and_forces(tmp_path, target, potential, embedding):
-    section = potential | {"embeddings": {"ALL": basis._EMBEDDINGS[embedding]}}
+    settings = BasisSettings.model_construct(functions=20, body_order=3, embedding=embedding)
+    section = basis.section(settings, ["Al", "Mg"], reference.shortest_distances(target[dataset.ATOMS], 5.0))
     coefficients = np.random.default_rng(1).normal(size=40)
-    basis.write_linear(tmp_path / "p.yaml", section, coefficients)
-    calculator = basis.calculator_of(tmp_path / "p.yaml")
+    write_linear(tmp_path / "p.yaml", section, coefficients)
+    calculator = calculator_of(tmp_path / "p.yaml")
     structures = list(target[dataset.ATOMS][60:90:7])
-    predictions = map(basis.Predictor({"filename": str(tmp_path / "p.yaml")}), structures)
-    for atoms, rows, predicted in zip(structures, basis.design_rows(section, structures), predictions, strict=True):
+    predictions = map(Predictor(BasisFile(tmp_path / "p.yaml")), structures)
+    for atoms, rows, predicted in zip(structures, design_rows(section, structures), predictions, strict=True):
         calculator.calculate(atoms)
         energy, forces, stress = (calculator.results[name] for name in ("energy", "forces", "stress"))
         results = np.concatenate([[energy], forces.ravel(), atoms.get_volume() * stress])
@@ -55,8 +61,8 @@ def test_radial_rows_are_derivatives_by_radial_coefficients(tmp_path, target, po
     """Against pyace's evaluator on potentials whose radial coefficients differ by a finite amount, for every pair."""
     start, structures = tmp_path / "start.yaml", list(target[dataset.ATOMS][60:90:7])
     coefficients = np.random.default_rng(1).normal(size=40)
-    basis.write_linear(start, potential, coefficients)
-    section = {"filename": str(start)}
+    write_linear(start, potential, coefficients)
+    section = BasisFile(start)
     radial, pairs = basis.radial_coefficients(section), basis.radial_pairs(section)
     assert list(pairs) == [(0, 0), (0, 1), (1, 1)]
     expansion = basis.expansion(section)
@@ -66,8 +72,8 @@ def test_radial_rows_are_derivatives_by_radial_coefficients(tmp_path, target, po
         ends = []
         for sign in (1, -1):
             there = radial + sign * 1e-3 * np.eye(len(radial))[column]
-            basis.write_linear(tmp_path / "moved.yaml", section, coefficients, there)
-            ends.append([*map(basis.Predictor({"filename": str(tmp_path / "moved.yaml")}), structures)])
+            write_linear(tmp_path / "moved.yaml", section, coefficients, there)
+            ends.append([*map(Predictor(BasisFile(tmp_path / "moved.yaml")), structures)])
         for row, plus, minus in zip(rows, *ends, strict=True):
             slope = (plus - minus) / 2e-3
             np.testing.assert_allclose(row[:, column], slope, atol=1e-5 * np.abs(slope).max() + 1e-9)
@@ -78,7 +84,7 @@ def test_radial_rows_are_derivatives_by_radial_coefficients(tmp_path, target, po
 
 def labelled(target, potential, coefficients):
     """Structures whose labels are exactly those of a linear ACE with these coefficients."""
-    rows = [of_structure @ coefficients for of_structure in basis.design_rows(potential, target[dataset.ATOMS])]
+    rows = [of_structure @ coefficients for of_structure in design_rows(potential, target[dataset.ATOMS])]
     return [
         replace(one, energy=float(row[0]), forces=row[1:-6].reshape(-1, 3), virial=row[-6:])
         for one, row in zip(linear.labelled(target), rows, strict=True)
@@ -89,7 +95,7 @@ def test_least_squares_find_the_coefficients_that_made_the_labels(target, potent
     coefficients = np.random.default_rng(2).normal(size=40) * basis.smoothness(potential)
     structures = labelled(target, potential, coefficients)
     found = linear.fit(structures, potential, 0.1)
-    for rows, one in zip(basis.design_rows(potential, [s.atoms for s in structures]), structures, strict=True):
+    for rows, one in zip(design_rows(potential, [s.atoms for s in structures]), structures, strict=True):
         np.testing.assert_allclose(rows @ found.coefficients, one.target, atol=1e-5)
     assert found.lam < 1e-6
     assert found.loss < 1e-10
@@ -100,8 +106,9 @@ def test_the_number_of_workers_does_not_change_a_bit(tmp_path, target, potential
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        radial.start(folder, structures, potential, 0.1, workers)
-        radial.refine(folder, structures, [], 0.1, 1, workers=workers)
+        problem = radial.Problem(structures, [], 0.1)
+        radial.start(folder, problem, potential, workers)
+        radial.refine(folder, problem, 1, Compute(threads=workers))
     names = sorted(path.name for path in (tmp_path / "1").iterdir())
     assert names == ["iteration-0.yaml", "iteration-1.yaml", "metrics.txt", "state.json"]
     for name in names:
@@ -112,9 +119,10 @@ def test_variable_projection_lowers_the_loss_and_continues_where_it_stopped(tmp_
     structures = linear.labelled(target)
     for name, stops in (("through", [3]), ("stopped", [1, 3])):
         (tmp_path / name).mkdir()
-        start = radial.start(tmp_path / name, structures, potential, 0.1)
+        problem = radial.Problem(structures, structures[::5], 0.1)
+        start = radial.start(tmp_path / name, problem, potential)
         for most in stops:
-            state = radial.refine(tmp_path / name, structures, structures[::5], 0.1, most)
+            state = radial.refine(tmp_path / name, problem, most, Compute(threads=1))
         assert state.solution.loss < 0.9 * start.solution.loss
         assert state.solution.log_evidence > start.solution.log_evidence
     for table in ("metrics.txt", "test_metrics.txt"):
@@ -138,9 +146,9 @@ def test_more_regularisation_for_noisier_labels(target, potential):
 
 
 def test_no_iteration_is_begun_that_might_not_end_before_the_deadline(tmp_path, target, potential):
-    structures = labelled(target, potential, np.ones(40))
-    radial.start(tmp_path, structures, potential, 0.1)
-    state = radial.refine(tmp_path, structures, [], 0.1, 5, deadline=time.monotonic() + 1000, longest=2000)
+    problem = radial.Problem(labelled(target, potential, np.ones(40)), [], 0.1)
+    radial.start(tmp_path, problem, potential)
+    state = radial.refine(tmp_path, problem, 5, Compute(threads=1, deadline=time.monotonic() + 1000), longest=2000)
     assert state.iteration == 0
 
 
@@ -193,7 +201,7 @@ def rendered(tmp_path, target, potential, **settings):
 def test_input_yaml_says_what_the_settings_say(tmp_path, target, potential):
     settings = {"kappa": 0.2, "max_epochs": 7, "ladder_step": [10.0, 0.02], "l1": 1e-9, "batch_size": 5, "display_step": 3}
     made = rendered(tmp_path, target, potential, **settings)
-    assert made["potential"] == potential
+    assert made["potential"] == potential.content
     assert made["fit"]["loss"] == {"kappa": 0.2, "L1_coeffs": 1e-9, "L2_coeffs": 1e-8}
     assert made["fit"]["maxiter"] == 7
     assert made["fit"]["ladder_step"] == [10, 0.02]
@@ -210,7 +218,7 @@ def test_settings_cannot_inject_yaml(tmp_path, target, potential):
 
 def test_an_override_is_merged(tmp_path, target, potential):
     (tmp_path / "o.yaml").write_text("fit: {options: {gtol: 1e-5}, loss: {w0_rad: 1.0e-8}}\nbackend: {batch_size: 3}\n")
-    override = pacemaker.load_override(tmp_path / "o.yaml")
+    override = load_override(tmp_path / "o.yaml")
     made = rendered(tmp_path, target, potential, override=override)
     assert made["fit"]["options"] == {"gtol": 1e-5}
     assert made["fit"]["loss"]["w0_rad"] == 1e-8
@@ -226,11 +234,11 @@ def test_an_override_is_merged(tmp_path, target, potential):
 def test_an_override_that_is_ours_to_decide_is_refused(tmp_path, text):
     (tmp_path / "o.yaml").write_text(text)
     with pytest.raises(SettingsError, match="MLIP_PACE_TRAINING_OVERRIDE"):
-        pacemaker.load_override(tmp_path / "o.yaml")
+        load_override(tmp_path / "o.yaml")
 
 
 def test_a_failing_pacemaker_is_shown_with_its_log(tmp_path, target, potential):
-    broken = potential | {"bonds": {"AlAl": {"radbase": "no such radial function"}}}
+    broken = basis.Section(potential.content | {"bonds": {"AlAl": {"radbase": "no such radial function"}}})
     runner = pacemaker.PacemakerRunner(tmp_path, broken, TrainingSettings.model_construct(start="zero"))
     with pytest.raises(ToolError) as failed:
         runner.train(target)
@@ -239,12 +247,12 @@ def test_a_failing_pacemaker_is_shown_with_its_log(tmp_path, target, potential):
 
 
 def test_e0_in_the_yace_is_added_to_every_atom(tmp_path, potential):
-    basis.write_linear(tmp_path / "p.yaml", potential, np.ones(40))
-    pacemaker.convert(tmp_path / "p.yaml", tmp_path / "p.yace", {"Al": -1.5, "Mg": -0.25})
+    write_linear(tmp_path / "p.yaml", potential, np.ones(40))
+    convert(tmp_path / "p.yaml", tmp_path / "p.yace", {"Al": -1.5, "Mg": -0.25})
     atoms = Atoms("AlMg", [(0, 0, 0), (0, 0, 2.8)])
     energies = []
     for name in ("p.yaml", "p.yace"):
-        atoms.calc = basis.calculator_of(tmp_path / name)
+        atoms.calc = calculator_of(tmp_path / name)
         energies.append(atoms.get_potential_energy())
     assert energies[1] - energies[0] == pytest.approx(-1.75, abs=1e-5)
 
@@ -254,18 +262,18 @@ def test_the_core_makes_any_dimer_curve_rise(tmp_path, potential, sign):
     """Random coefficients give wild energies at short distances; the fade and, if need be, the core repulsion tame them."""
     coefficients = sign * 30 * np.abs(np.random.default_rng(5).normal(size=40)) * basis.smoothness(potential)
     file = tmp_path / "p.yaml"
-    basis.write_linear(file, potential, coefficients)
+    write_linear(file, potential, coefficients)
     zbl = reference.Reference("zbl", 1.2, 2.4)
     shortest = dict.fromkeys(("Al-Al", "Al-Mg", "Mg-Mg"), 1.9)
-    before = basis.pair_energies(file, "Al", "Al", np.arange(1.9, 3.0, 0.1))
+    before = pair_energies(file, "Al", "Al", np.arange(1.9, 3.0, 0.1))
     settled = core.settle(file, zbl, shortest)
-    after = basis.pair_energies(file, "Al", "Al", np.arange(1.9, 3.0, 0.1))
+    after = pair_energies(file, "Al", "Al", np.arange(1.9, 3.0, 0.1))
     np.testing.assert_allclose(after, before, atol=1e-9)  # nothing changes where there are data
     for pair, values in settled.items():
         r = core.distances_below(1.9)
-        curve = basis.pair_energies(file, *pair.split("-"), r) + zbl.pair(*pair.split("-"), r)[0]
-        assert core.rises(curve) == values["rises"]
-    assert sign < 0 or all(values["rises"] for values in settled.values())
+        curve = pair_energies(file, *pair.split("-"), r) + zbl.pair(*pair.split("-"), r)[0]
+        assert core.rises(curve) == values.rises
+    assert sign < 0 or all(values.rises for values in settled.values())
 
 
 def test_batches_fit_into_the_memory_and_are_halved_when_they_did_not(tmp_path, target, potential, monkeypatch):

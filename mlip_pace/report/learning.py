@@ -1,0 +1,91 @@
+"""The sections about the fit: how the loss fell, and which structures it was given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, SOURCE
+from mlip_pace.report.figures import Layer, Panel, rounded
+from mlip_pace.report.section import Section
+from mlip_pace.selection import GRADE
+from mlip_pace.train.fit import LEAST_SQUARES
+
+
+def learning_section(metadata: dict[str, Any], fitted: Path) -> Section:
+    """Loss and errors by iteration, as variable projection and pacemaker recorded them."""
+    training = metadata["training"]
+    told = f"{training['iterations']} iterations; the fit ended because: {training['stopped']}."
+    train, test = history(fitted, "metrics.txt"), history(fitted, "test_metrics.txt")
+    if train.empty:
+        return Section(
+            "learning", "Learning curve", [told + " No iterations, no curve: what is published is what the fit started from."]
+        )
+    panels = []
+    for column, name, label in (
+        ("loss", "Loss", "loss"),
+        ("rmse_epa", "Energy error", "RMSE, eV/atom"),
+        ("rmse_f_comp", "Force error", "RMSE, eV/Å"),
+    ):
+        layers = [Layer("line", "train", "train", rounded(train.iteration), rounded(train[column]))]
+        if not test.empty:
+            layers.append(Layer("line", "test", "test", rounded(test.iteration), rounded(test[column])))
+        if training["linear_start"] and train.iteration.iloc[0] == 0:
+            first = train.iloc[0]
+            name_of = [f"linear start: {first[column]:.4g}"]
+            layers.append(Layer("points", "linear start", "warn", [0.0], rounded([first[column]]), name_of))
+        panels.append(Panel(f"learning-{column.replace('_', '-')}", name, "iteration", label, layers, yscale="log"))
+    return Section(
+        "learning", "Learning curve", [told + " Errors of the delta, as the trainer sees them while it fits."], panels
+    )
+
+
+def history(fitted: Path, name: str) -> pd.DataFrame:
+    """The metrics of the least squares and of all attempts, with a column `iteration` that goes on from one to the next."""
+    parts, before = [], 0
+    attempts = sorted(fitted.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
+    for attempt in (fitted / LEAST_SQUARES, *attempts):
+        if not (attempt / name).exists():
+            continue
+        table = pd.read_csv(attempt / name, sep=r"\s+").dropna()
+        # Every step of a ladder counts from 0 again.
+        for _, step in table.groupby("ladder_step" if "ladder_step" in table else lambda _: 0):
+            parts.append(step.assign(iteration=before + step.iter_num))
+            before += int(step.iter_num.max())
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def selection_section(metadata: dict[str, Any], frame: pd.DataFrame, chosen: Path) -> Section:
+    """How many of each config_type were chosen to train on; the leverages and errors of the others."""
+    selection = metadata["selection"]
+    text = f"{selection['chosen']} of {selection['given']} training structures were chosen ({selection['method']})."
+    pool = frame[frame.subset != "test"]
+    kinds = sorted(pool[CONFIG_TYPE].unique())
+    layers = [
+        Layer("bars", label, name, [float(((pool.subset == name) & (pool[CONFIG_TYPE] == kind)).sum()) for kind in kinds])
+        for name, label in (("train", "chosen"), ("left_out", "not chosen"))
+    ]
+    panels = [Panel("chosen", "Chosen by config_type", "structures", "", layers, categories=kinds)] if len(kinds) <= 20 else []
+    others = pool[pool.subset == "left_out"]
+    file = chosen / "grades.json"
+    if len(others) and file.exists():
+        leverages = others[SOURCE].map(json.loads(file.read_text())).to_numpy(dtype=float)
+        error = 1e3 * (np.abs(others.energy_pred - others[ENERGY]) / others[ATOMS].map(len)).to_numpy(dtype=float)
+        shown = np.argsort(-leverages, kind="stable")[:300]
+        names = [f"{others[SOURCE].iloc[n]}: leverage {leverages[n]:.3g}, error {error[n]:.3g} meV/atom" for n in shown]
+        panels.append(
+            Panel("grades", "What was not chosen", "leverage of the worst atom", "|energy error|, meV/atom",
+                  [Layer("points", "not chosen", "left_out", rounded(leverages[shown]), rounded(error[shown]), names),
+                   Layer("mark", "limit", "warn", [GRADE])],
+                  "The 300 with the largest leverages." if len(others) > 300 else "", xscale="log")
+        )  # fmt: skip
+        text += (
+            " The leverage of an atom is the variance of its energy in units of the noise of one training energy; without a "
+            f"number asked for, the choice goes on until none is above {GRADE:g}. (It is not the extrapolation grade of "
+            "potential.asi.)"
+        )
+    return Section("selection", "What was chosen to train on", [text], panels)
