@@ -16,8 +16,7 @@ from selenium.webdriver.common.by import By
 from mlip_pace import load_calculator
 from mlip_pace.collect.frames import load_frame
 from mlip_pace.publish.potential import Potential
-from mlip_pace.report import figures
-from mlip_pace.report import page as report
+from mlip_pace.report import accuracy, figures, learning
 from mlip_pace.run.steps import sha256
 from mlip_pace.train.pacemaker import LEAST_SQUARES
 
@@ -186,7 +185,7 @@ def test_grades_of_what_was_left_out(trained, sidecar, tmp_path):
     frame["subset"] = ["left_out"] * 10 + ["train"] * (len(frame) - 10)
     grades = {source: 0.001 * (n + 1) for n, source in enumerate(frame.source[:10])}
     (tmp_path / "grades.json").write_text(json.dumps(grades))
-    _, panel = report.selection_section(sidecar.metadata, frame, tmp_path).panels
+    _, panel = learning.selection_section(sidecar.metadata, frame, tmp_path).panels
     points = panel.layers[0]
     assert points.x == pytest.approx(sorted(grades.values(), reverse=True))
     worst = frame.iloc[9]
@@ -229,7 +228,7 @@ def test_names_from_files_cannot_become_code():
 def test_large_data_stay_light():
     rng = np.random.default_rng(1)
     dft = rng.normal(size=300_000)
-    edges = np.linspace(-6, 6, report.BINS + 1)
+    edges = np.linspace(-6, 6, accuracy.BINS + 1)
     layer = figures.cells("", "train", dft, dft + rng.normal(0, 0.1, dft.size), edges, edges)
     assert sum(count for *_, count in layer.counts) == 300_000
     assert len(figures.svg(figures.Panel("p", "", "x", "y", [layer]))) < 100_000
