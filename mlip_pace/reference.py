@@ -137,11 +137,15 @@ class Reference:
         return total, forces, virial / atoms.get_volume() if atoms.cell.rank == 3 else None
 
 
+def lowest_of_compositions(frames: pd.DataFrame) -> list[Any]:
+    """Index labels of the structures with the lowest energy per atom of each composition; of equal ones, the first."""
+    energy = frames[ENERGY] / frames[ATOMS].map(len)
+    return list(energy.groupby(frames[ATOMS].map(composition)).idxmin())
+
+
 def bond_lengths(frames: pd.DataFrame, cutoff: float) -> dict[str, float]:
     """Nearest-neighbour distance (Å) of each element pair in the lowest-energy structures of the compositions."""
-    energy = frames[ENERGY] / frames[ATOMS].map(len)
-    lowest = energy.groupby(frames[ATOMS].map(composition)).idxmin()
-    return shortest_distances(frames[ATOMS][lowest], cutoff)
+    return shortest_distances(frames[ATOMS][lowest_of_compositions(frames)], cutoff)
 
 
 def shortest_distances(structures: Iterable[Atoms], cutoff: float) -> dict[str, float]:
@@ -239,8 +243,7 @@ def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
 
 def size_at_bonds(reference: Reference, frames: pd.DataFrame) -> float:
     """Largest |E_ref| (eV/atom) in the lowest-energy structures: should be small, bonds are ACE's business."""
-    energy = frames[ENERGY] / frames[ATOMS].map(len)
-    lowest = frames[ATOMS][energy.groupby(frames[ATOMS].map(composition)).idxmin()]
+    lowest = frames[ATOMS][lowest_of_compositions(frames)]
     return max(abs(reference.evaluate(atoms)[0]) / len(atoms) for atoms in lowest)
 
 

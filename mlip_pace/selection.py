@@ -36,8 +36,8 @@ from threadpoolctl import threadpool_limits
 from mlip_pace.ace import basis, projections
 from mlip_pace.ace.projections import Rows
 from mlip_pace.arrays import Array
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, SPLIT, TRAIN, composition, geometry_key
-from mlip_pace.reference import shortest_distances
+from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, TRAIN, geometry_key
+from mlip_pace.reference import lowest_of_compositions, shortest_distances
 from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import SelectionSettings
 
@@ -209,17 +209,13 @@ def _news(place: int, rows: Rows, metric: dict[str, Array]) -> _News | None:
 
 def indispensable(frame: pd.DataFrame, cutoff: float) -> list[int]:
     """Positions of the lowest-energy structure of each composition and of the shortest distance (Å) of each element pair."""
-    energy = ((frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)).to_numpy()
-    lowest: dict[str, int] = {}
+    lowest = frame.index.get_indexer(lowest_of_compositions(frame))
     nearest: dict[str, tuple[float, int]] = {}
     for n, atoms in enumerate(frame[ATOMS]):
-        kind = composition(atoms)
-        if kind not in lowest or energy[n] < energy[lowest[kind]]:
-            lowest[kind] = n
         for pair, distance in shortest_distances([atoms], cutoff).items():
             if pair not in nearest or distance < nearest[pair][0]:
                 nearest[pair] = (distance, n)
-    return sorted(set(lowest.values()) | {n for _, n in nearest.values()})
+    return sorted(set(lowest.tolist()) | {n for _, n in nearest.values()})
 
 
 def select(

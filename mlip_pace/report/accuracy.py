@@ -17,6 +17,7 @@ from mlip_pace.report.section import SUBSETS, Section, Table
 
 BINS = 50  # of a density, each way: about the width of a line
 WORST = 5  # points named in a figure
+FARTHEST = 8.0  # Å; how far a nearest neighbour is looked for
 
 
 def errors_section(metadata: dict[str, Any], frame: pd.DataFrame) -> Section:
@@ -53,12 +54,26 @@ def errors_section(metadata: dict[str, Any], frame: pd.DataFrame) -> Section:
         "Errors",
         [
             against
-            + " MAE / RMSE. Energies count once a structure, forces and stresses by component. Stress is compared, not fitted. "
+            + f" MAE / RMSE. Energies count once a structure, forces and stresses by component.{told_of_stress(metadata)} "
             "The spread is the standard deviation of the DFT values: the RMSE of a potential that knows only their mean."
         ],
         panels if len(kinds) <= 20 else [],
         [Table("", ERROR_HEADERS, rows), Table("By config_type", ERROR_HEADERS, typed, long=True)],
     )
+
+
+def told_of_stress(metadata: dict[str, Any]) -> str:
+    """Whether stress was fitted: by least squares and variable projection it is, by pacemaker's optimizers it is not."""
+    errors, training = metadata["errors"], metadata["training"]
+    if not any("stress_rmse" in e for e in errors.values()):
+        return ""
+    if "stress_rmse" not in errors["train"]:
+        return " Stress is compared, not fitted: no structure that was trained on has one."
+    if not training["linear_start"]:
+        return " Stress is compared, not fitted: pacemaker's optimizers do not fit it."
+    if any(attempt["iterations"] for attempt in training["attempts"]):
+        return " Stress is fitted with a small weight by the linear start; pacemaker's optimizer, which follows, ignores it."
+    return " Stress is fitted with a small weight."
 
 
 ERROR_HEADERS = ["set", "structures", "atoms", "energy, meV/atom", "forces, eV/Å", "stress, GPa"]
@@ -136,7 +151,7 @@ def floor(values: Array) -> float:
 
 def where_section(frame: pd.DataFrame) -> Section:
     """Errors of the forces against the distance to the nearest neighbour and against the force."""
-    distances = np.concatenate([nearest(atoms, within=8.0) for atoms in frame[ATOMS]])
+    distances = np.concatenate([nearest(atoms, within=FARTHEST) for atoms in frame[ATOMS]])
     dft, ace = (np.concatenate(list(frame[column])) for column in (FORCES, "forces_pred"))
     force, error = np.linalg.norm(dft, axis=1), np.linalg.norm(ace - dft, axis=1)
     atoms_in = frame[ATOMS].map(len)
@@ -158,13 +173,14 @@ def where_section(frame: pd.DataFrame) -> Section:
             here = known & (subsets == subset)
             centres, rms = running_rms(x[here], error[here], edges[::5])
             layers.append(Layer("line", f"RMS, {SUBSETS[subset]}", subset, rounded(centres), rounded(rms)))
+        every = "Every atom" if known.all() else f"Every atom with a neighbour within {FARTHEST:g} Å"
         names = [f"{sources[n]}: error {error[n]:.3g} eV/Å, {axis} {x[n]:.4g}" for n in worst if known[n]]
         shown = worst[known[worst]]
         layers.append(Layer("points", "largest", "warn", rounded(x[shown]), rounded(error[shown]), names))
         panels.append(
             Panel(f"error-by-{name}", title, axis, "|ΔF| of an atom, eV/Å", layers,
                   xscale="log" if name == "force" else "linear", yscale="log",
-                  note="Every atom of the data; values below the axis are in its first cells.")
+                  note=f"{every} of the data; values below the axis are in its first cells.")
         )  # fmt: skip
     return Section("where", "Where it is bad", ["Errors that grow towards an end of an axis say what data would help."], panels)
 

@@ -23,7 +23,7 @@ def learning_section(metadata: dict[str, Any], fitted: Path) -> Section:
     train, test = history(fitted, "metrics.txt"), history(fitted, "test_metrics.txt")
     if train.empty:
         return Section(
-            "learning", "Learning curve", [told + " No iterations, no curve: what is published is the linear start."]
+            "learning", "Learning curve", [told + " No iterations, no curve: what is published is what the fit started from."]
         )
     panels = []
     for column, name, label in (
@@ -60,31 +60,32 @@ def history(fitted: Path, name: str) -> pd.DataFrame:
 
 
 def selection_section(metadata: dict[str, Any], frame: pd.DataFrame, chosen: Path) -> Section:
-    """How many of each config_type were chosen to train on; the grades and errors of those left out."""
+    """How many of each config_type were chosen to train on; the leverages and errors of the others."""
     selection = metadata["selection"]
     text = f"{selection['chosen']} of {selection['given']} training structures were chosen ({selection['method']})."
     pool = frame[frame.subset != "test"]
     kinds = sorted(pool[CONFIG_TYPE].unique())
     layers = [
         Layer("bars", label, name, [float(((pool.subset == name) & (pool[CONFIG_TYPE] == kind)).sum()) for kind in kinds])
-        for name, label in (("train", "chosen"), ("left_out", "left out"))
+        for name, label in (("train", "chosen"), ("left_out", "not chosen"))
     ]
     panels = [Panel("chosen", "Chosen by config_type", "structures", "", layers, categories=kinds)] if len(kinds) <= 20 else []
-    left = pool[pool.subset == "left_out"]
+    others = pool[pool.subset == "left_out"]
     file = chosen / "grades.json"
-    if len(left) and file.exists():
-        grades = left[SOURCE].map(json.loads(file.read_text())).to_numpy(dtype=float)
-        error = 1e3 * (np.abs(left.energy_pred - left[ENERGY]) / left[ATOMS].map(len)).to_numpy(dtype=float)
-        shown = np.argsort(-grades, kind="stable")[:300]
-        names = [f"{left[SOURCE].iloc[n]}: grade {grades[n]:.3g}, error {error[n]:.3g} meV/atom" for n in shown]
+    if len(others) and file.exists():
+        leverages = others[SOURCE].map(json.loads(file.read_text())).to_numpy(dtype=float)
+        error = 1e3 * (np.abs(others.energy_pred - others[ENERGY]) / others[ATOMS].map(len)).to_numpy(dtype=float)
+        shown = np.argsort(-leverages, kind="stable")[:300]
+        names = [f"{others[SOURCE].iloc[n]}: leverage {leverages[n]:.3g}, error {error[n]:.3g} meV/atom" for n in shown]
         panels.append(
-            Panel("grades", "What was left out", "extrapolation grade", "|energy error|, meV/atom",
-                  [Layer("points", "left out", "left_out", rounded(grades[shown]), rounded(error[shown]), names),
+            Panel("grades", "What was not chosen", "leverage of the worst atom", "|energy error|, meV/atom",
+                  [Layer("points", "not chosen", "left_out", rounded(leverages[shown]), rounded(error[shown]), names),
                    Layer("mark", "limit", "warn", [GRADE])],
-                  "The 300 with the largest grades." if len(left) > 300 else "", xscale="log")
+                  "The 300 with the largest leverages." if len(others) > 300 else "", xscale="log")
         )  # fmt: skip
         text += (
-            " The grade is the leverage of the worst atom: the variance of its energy in units of the noise of one training "
-            f"energy; without a number asked for, the choice goes on until it is below {GRADE:g} for all."
+            " The leverage of an atom is the variance of its energy in units of the noise of one training energy; without a "
+            f"number asked for, the choice goes on until none is above {GRADE:g}. (It is not the extrapolation grade of "
+            "potential.asi.)"
         )
     return Section("selection", "What was chosen to train on", [text], panels)

@@ -14,10 +14,10 @@ def audit_section(metadata: dict[str, Any]) -> Section:
     data, e0 = metadata["dataset"], metadata["e0"]
     left = [[item["source"], item["reason"]] for item in data["left_out"]]
     tables = [
-        Table("Energies of free atoms, E0", ["element", "E0, eV", "from"],
+        Table("Atomic energies, E0", ["element", "E0, eV", "from"],
               [[s, f"{e:.6f}", e0["source"][s]] for s, e in e0["energies"].items()]),
         Table("Labels", ["keys", "structures"], [[keys, str(count)] for keys, count in data["keys"].items()]),
-        Table(f"Left out ({len(left)})", ["structure", "reason"], left, long=len(left) > 10),
+        Table(f"Left out of the data ({len(left)})", ["structure", "reason"], left, long=len(left) > 10),
     ]  # fmt: skip
     text = (
         f"{data['read']} structures read, {data['used']} used: {data['train']} to train on, {data['test']} to test; "

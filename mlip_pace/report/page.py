@@ -1,8 +1,8 @@
 """report.html: what a person looks at to see whether a potential is good, where it is bad and what to do next.
 
 Made from the sidecar and the files of the stages alone, so that every figure can be computed again. Every panel's numbers are
-in the page, as JSON in `<script type="application/json" id="data-<panel>">`. Energies are relative to free atoms (E - Σ E0), in
-eV/atom; forces in eV/Å, by component where it says so; stress in GPa (1 eV/Å^3 = 160.2177 GPa), positive under tension.
+in the page, as JSON in `<script type="application/json" id="data-<panel>">`. Energies are relative to the sum of E0 (E - Σ E0),
+in eV/atom; forces in eV/Å, by component where it says so; stress in GPa (1 eV/Å^3 = 160.2177 GPa), positive under tension.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from mlip_pace.report.section import Section, Table
 
 
 def dimer_section(potential: Potential, yace: Path, cutoff: float) -> Section:
-    """Energy of two atoms by distance: ACE, reference, sum; and where the data begin."""
+    """Energy of two atoms by distance: ACE, reference, sum; and where the training data begin."""
     panels, shortest = [], potential.metadata["basis"]["shortest"]
     distances = np.arange(0.5, cutoff + 0.01, 0.02, dtype=np.float64)
     for first, second in combinations_with_replacement(potential.elements, 2):
@@ -37,7 +37,7 @@ def dimer_section(potential: Potential, yace: Path, cutoff: float) -> Section:
         ]
         if pair in shortest:
             layers.append(Layer("mark", "shortest in the data", "warn", rounded([shortest[pair]])))
-        note = "" if pair in shortest else "The data hold no such pair within the cutoff: all of this is extrapolation."
+        note = "" if pair in shortest else "The training data hold no such pair within the cutoff: all of it is extrapolation."
         panels.append(
             Panel(f"dimer-{pair}", f"{first}–{second}", "distance, Å", "energy, eV", layers, note,
                   ylim=(1.3 * lowest - 0.5, -4 * lowest + 8))
@@ -45,7 +45,7 @@ def dimer_section(potential: Potential, yace: Path, cutoff: float) -> Section:
     return Section(
         "dimers",
         "Dimers",
-        ["Two atoms alone, relative to far apart. Left of the mark there are no data: there the sum should rise."],
+        ["Two atoms alone, relative to far apart. Left of the mark there are no training data: there the sum should rise."],
         panels,
     )
 

@@ -1,6 +1,6 @@
 """The predictions of the stage evaluate beside their labels, as flat arrays.
 
-Energies are relative to free atoms (E - Σ E0), in eV/atom; forces in eV/Å and stress in GPa, by component.
+Energies are relative to the sum of E0 (E - Σ E0), in eV/atom; forces in eV/Å and stress in GPa, by component.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ QUANTITIES = {"energy": ("energy", "eV/atom"), "forces": ("force component", "eV
 
 
 def spread(frame: pd.DataFrame) -> dict[str, float]:
-    """Standard deviation of the DFT energies (eV/atom), forces and stresses (eV/Å, eV/Å^3): the RMSE of a constant."""
+    """Standard deviation of the DFT energies (eV/atom), forces (eV/Å) and stresses (GPa): the RMSE of a constant."""
     return {name: float(dft.std()) for name, (dft, _) in labels_and_predictions(frame).items() if len(dft)}
 
 

@@ -39,7 +39,7 @@ def verdict_word(metadata: dict[str, Any], frame: pd.DataFrame) -> str:
 
 
 def verdict(metadata: dict[str, Any], frame: pd.DataFrame) -> str:
-    """How good it is, in two sentences."""
+    """How good it is, in a sentence."""
     subset, errors = judged(metadata), metadata["errors"]
     e, spreads = errors[subset], spread(frame[frame.subset == subset])
     whose = (
@@ -62,7 +62,10 @@ def advice(metadata: dict[str, Any]) -> list[str]:
         found.append("The time limit came before the end of the fit: the same command again goes on from here.")
     found += [f"The quality gate was missed: {missed}." for missed in metadata["quality_gate_missed"]]
     if "test" not in errors:
-        found.append("Nothing was held out, so nobody knows how it does on new structures: set MLIP_PACE_DATA_TEST_FRACTION.")
+        found.append(
+            "Nothing was held out, so nobody knows how it does on new structures: give a test set (MLIP_PACE_DATA_TEST_PATH) "
+            "or hold one out (MLIP_PACE_DATA_TEST_FRACTION)."
+        )
     else:
         test, train = errors["test"], errors["train"]
         if test["n_structures"] < SMALL_TEST:

@@ -1,6 +1,6 @@
 """Energy against volume: the series in the data that differ in nothing else, the same curve by a potential, V0 and B0.
 
-Volumes in Å^3/atom, energies in eV/atom relative to free atoms, bulk moduli in GPa (1 eV/Å^3 = 160.2177 GPa).
+Volumes in Å^3/atom, energies in eV/atom relative to the sum of E0, bulk moduli in GPa (1 eV/Å^3 = 160.2177 GPa).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _same(one: Array, other: Array) -> bool:
 
 
 def cohesive(potential: Potential, calculator: Any, atoms: Atoms, volume: float) -> float:
-    """Energy (eV/atom) of the structure at a volume (Å^3/atom), relative to free atoms."""
+    """Energy (eV/atom) of the structure at a volume (Å^3/atom), relative to the sum of E0."""
     scaled = atoms.copy()
     scaled.set_cell(atoms.cell * np.cbrt(volume * len(atoms) / atoms.cell.volume), scale_atoms=True)
     calculator.calculate(scaled)

@@ -17,6 +17,7 @@ from mlip_pace import load_calculator
 from mlip_pace.collect.frames import load_frame
 from mlip_pace.publish.potential import Potential
 from mlip_pace.report import accuracy, figures, learning
+from mlip_pace.report.section import SUBSETS
 from mlip_pace.run.steps import sha256
 from mlip_pace.train.pacemaker import LEAST_SQUARES
 
@@ -180,7 +181,7 @@ def test_selection_and_errors_by_type(panels, predicted, trained, sidecar):
     assert panels["seconds"]["layers"][0]["x"] == pytest.approx(list(sidecar.metadata["seconds"].values()))
 
 
-def test_grades_of_what_was_left_out(trained, sidecar, tmp_path):
+def test_leverages_of_what_was_not_chosen(trained, sidecar, tmp_path):
     frame = load_frame(trained / "work" / "5-evaluate" / "predictions.pckl.gzip")
     frame["subset"] = ["left_out"] * 10 + ["train"] * (len(frame) - 10)
     grades = {source: 0.001 * (n + 1) for n, source in enumerate(frame.source[:10])}
@@ -196,7 +197,7 @@ def test_grades_of_what_was_left_out(trained, sidecar, tmp_path):
 
 def test_the_table_is_that_of_the_sidecar(page, sidecar):
     for subset, e in sidecar.metadata["errors"].items():
-        row = re.search(rf'<tr><td data-label="set">{subset.replace("_", " ")}</td>(.*?)</tr>', page)[1]
+        row = re.search(rf'<tr><td data-label="set">{SUBSETS[subset]}</td>(.*?)</tr>', page)[1]
         cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
         assert cells[:2] == [str(e["n_structures"]), str(e["n_atoms"])]
         assert cells[2] == f"{1e3 * e['energy_mae']:.2f} / {1e3 * e['energy_rmse']:.2f}"
