@@ -70,11 +70,11 @@ def advice(metadata: dict[str, Any]) -> list[str]:
         test, train = errors["test"], errors["train"]
         if test["n_structures"] < SMALL_TEST:
             found.append(f"The test set has only {test['n_structures']} structures: its errors may be chance.")
-        for quantity in ("energy", "forces"):
+        for quantity, name in (("energy", "energy"), ("forces", "force")):
             ratio = test[f"{quantity}_rmse"] / max(train[f"{quantity}_rmse"], 1e-12)
             if ratio > 2:
                 found.append(
-                    f"The {quantity} error on the test set is {ratio:.1f} times that on the training set: look at the worst "
+                    f"The {name} error on the test set is {ratio:.1f} times that on the training set: look at the worst "
                     "structures below; what they are like is missing in the training data, or fewer functions "
                     "(MLIP_PACE_BASIS_FUNCTIONS) overfit less."
                 )
