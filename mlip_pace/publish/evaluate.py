@@ -9,17 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from ase import Atoms
-from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import GPa
 
-from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, SOURCE, SPLIT, STRESS, TEST, save_frame
+from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.reference import Reference
 from mlip_pace.run import pool
 from mlip_pace.settings import EvaluateSettings
@@ -33,21 +31,14 @@ def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers:
     """`energy_pred` (eV, on the DFT scale), `forces_pred` (n, 3) and `stress_pred` (3, 3) or None for each row of `frame`."""
     structures = list(frame[ATOMS])
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
-    predict_some = partial(_predict, calculator=calculator_of(potential), reference=reference)
+    predict_some = partial(_predict, calculator=PotentialCalculator(potential, reference))
     parts = pool.parallel_map(predict_some, chunks, workers)
     rows = [row for part in parts for row in part]
     return pd.DataFrame(rows, columns=["energy_pred", "forces_pred", "stress_pred"], index=frame.index)
 
 
-def _predict(structures: list[Atoms], calculator: Any, reference: Reference) -> list[tuple[float, Array, Array | None]]:
-    rows = []
-    for atoms in structures:
-        calculator.calculate(atoms)
-        energy, forces, stress = reference.evaluate(atoms)
-        if stress is not None:
-            stress = stress + voigt_6_to_full_3x3_stress(calculator.results["stress"])
-        rows.append((calculator.results["energy"] + energy, calculator.results["forces"] + forces, stress))
-    return rows
+def _predict(structures: list[Atoms], calculator: PotentialCalculator) -> list[tuple[float, Array, Array | None]]:
+    return [calculator.predict(atoms) for atoms in structures]
 
 
 def errors(frame: pd.DataFrame) -> dict[str, float]:

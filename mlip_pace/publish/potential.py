@@ -13,13 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ase.calculators.calculator import Calculator, all_changes
-from ase.calculators.mixing import SumCalculator
 from pydantic import BaseModel, ConfigDict
 
-from mlip_pace.ace.evaluators import calculator_of
-from mlip_pace.arrays import VOIGT
 from mlip_pace.errors import OutputError, UnsafeError
+from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.reference import Reference, lammps_commands
 from mlip_pace.run.steps import sha256, write_whole
 from mlip_pace.run.templates import templates
@@ -56,27 +53,28 @@ class Potential(BaseModel):
         return Reference.from_dict(self.metadata["reference"])
 
 
-class ReferenceCalculator(Calculator):
-    """ASE calculator of the reference potential alone: eV, eV/Å, eV/Å^3 (Voigt)."""
+def load_calculator(sidecar: str | Path) -> PotentialCalculator:
+    """The ASE calculator of a published potential: ACE + reference + E0, energies on the scale of the DFT that it learned.
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's interface)
+    Parameters
+    ----------
+    sidecar
+        The `potential.json` of an output path; the `.yace` that it names lies beside it.
 
-    def __init__(self, reference: Reference) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.reference = reference
+    Returns
+    -------
+    PotentialCalculator
+        Energy in eV, forces in eV/Å, stress in eV/Å^3 (tension positive), of structures with any cell or none.
 
-    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
-        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
-        energy, forces, stress = self.reference.evaluate(atoms)
-        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
-        if stress is not None:
-            self.results["stress"] = stress[VOIGT]
-
-
-def load_calculator(sidecar: str | Path) -> Any:
-    """ASE calculator of a `potential.json`: ACE + reference + E0, that is energies on the scale of the DFT that it learned."""
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    pydantic.ValidationError
+        If it is no sidecar.
+    """
     potential = Potential.load(sidecar)
-    return SumCalculator([calculator_of(potential.path), ReferenceCalculator(potential.reference)])
+    return PotentialCalculator(potential.path, potential.reference)
 
 
 def intact(sidecar: Path) -> Potential | None:

@@ -17,7 +17,6 @@ import pandas as pd
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
-from ase.stress import voigt_6_to_full_3x3_stress
 
 from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.arrays import VOIGT, Array
@@ -26,8 +25,8 @@ from mlip_pace.collect.dataset import ATOMS, ENERGY, FORCES, STRESS, structures_
 from mlip_pace.collect.files import Unconverged, find_files
 from mlip_pace.errors import DataError
 from mlip_pace.publish import evaluate
+from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.publish.potential import intact
-from mlip_pace.reference import Reference
 from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
 
@@ -69,12 +68,12 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
         reasons = "".join(f"\n  {u['source']}: {u['reason']}" for u in unreadable)
         raise DataError(f"{data}: no structure can be read{reasons}", "mend these files, or give others to `mlip-pace predict`")
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
-    calculator, grader = calculator_of(potential.path), None
+    calculator, grader = PotentialCalculator(potential.path, potential.reference), None
     if "potential.asi" in potential.metadata["files"]:
         grader = calculator_of(potential.path.parent / "potential.yaml")
         grader.compute_projections = True  # grades are made of them
         grader.set_active_set(str(potential.path.parent / "potential.asi"))
-    predict_some = partial(_predict, calculator=calculator, grader=grader, reference=potential.reference)
+    predict_some = partial(_predict, calculator=calculator, grader=grader)
     done = pool.parallel_map(predict_some, chunks, workers)
     predicted = [one for part in done for one in part]
     part = output.with_name(f".{output.name}.part")
@@ -109,21 +108,13 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
 
 
 def _predict(
-    structures: list[Atoms], calculator: Any, grader: Any, reference: Reference
+    structures: list[Atoms], calculator: PotentialCalculator, grader: Any
 ) -> list[tuple[float, Array, Array | None, Array | None]]:  # fmt: skip
     rows: list[tuple[float, Array, Array | None, Array | None]] = []
-    for given in structures:
-        atoms, shrink = fully_periodic(given, calculator.cutoff)
-        calculator.calculate(atoms)
-        energy, forces, stress = reference.evaluate(atoms)
-        if stress is not None:
-            stress = (
-                (stress + voigt_6_to_full_3x3_stress(calculator.results["stress"])) / shrink if given.cell.rank == 3 else None
-            )
-        energy, forces = calculator.results["energy"] + energy, calculator.results["forces"] + forces
+    for atoms in structures:
         gamma = None
         if grader is not None:
-            grader.calculate(atoms)
+            grader.calculate(fully_periodic(atoms, calculator.cutoff)[0])
             gamma = np.array(grader.results["gamma"], dtype=float)
-        rows.append((energy, forces, stress, gamma))
+        rows.append((*calculator.predict(atoms), gamma))
     return rows

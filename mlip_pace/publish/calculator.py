@@ -1,0 +1,49 @@
+"""The ASE calculator of a published potential: ACE + reference + E0, energies on the scale of the DFT that it learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from mlip_pace.ace.evaluators import calculator_of
+from mlip_pace.arrays import VOIGT, Array
+from mlip_pace.collect.audit import fully_periodic
+from mlip_pace.reference import Reference
+
+
+class PotentialCalculator(Calculator):
+    """Energy in eV, forces in eV/Å, stress in eV/Å^3 (Voigt, tension positive), of structures with any cell or none."""
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's interface)
+
+    def __init__(self, yace: Path, reference: Reference) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ace = calculator_of(yace)
+        self.reference = reference
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return float(self.ace.cutoff)
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        """As ASE calls it; the results are in `results`."""
+        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
+        energy, forces, stress = self.predict(atoms)
+        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+        if stress is not None:
+            self.results["stress"] = stress[VOIGT]
+
+    def predict(self, atoms: Atoms) -> tuple[float, Array, Array | None]:
+        """Energy, forces (n, 3), and stress (3, 3) where there is a three-dimensional cell."""
+        sound, shrink = fully_periodic(atoms, self.cutoff)
+        self.ace.calculate(sound)
+        energy, forces, stress = self.reference.evaluate(sound)
+        if stress is not None:
+            stress = stress + voigt_6_to_full_3x3_stress(self.ace.results["stress"])
+            stress = stress / shrink if atoms.cell.rank == 3 else None
+        return self.ace.results["energy"] + energy, self.ace.results["forces"] + forces, stress
