@@ -36,6 +36,8 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     inputs = job.inputs_of(settings)
     if job.already_published(settings, inputs.stages()) is not None:
         journal.say(f"{settings.output.path} holds the potential of just these inputs: run would have nothing to do")
+    in_vain = inputs.in_vain()
+    job.say_warnings(journal, in_vain)
     journal.enter("collect")
     test = None if inputs.test_files is None else dataset.structures_of(inputs.test_files)
     threads = job.threads(settings)
@@ -51,7 +53,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in size.functions.items())
     journal.say(f"{functions}, {size.parameters} parameters, at most {settings.training.max_epochs} iterations")
     train = target[target[SPLIT] == TRAIN]
-    pacemaker = fit.needs_pacemaker(built, settings.training)
+    pacemaker = inputs.needs_pacemaker
     seconds = estimate.seconds(built, list(train[ATOMS]), settings.training.max_epochs, threads, pacemaker)
     journal.say(
         f"about {seconds['linear_start']:.0f} s for the linear start, {seconds['training']:.0f} s for all iterations; they end "
@@ -66,7 +68,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
         "iterations": settings.training.max_epochs,
         "threads": threads,
         "seconds": seconds,
-        "warnings": collected.warnings + subtracted.warnings,
+        "warnings": in_vain + collected.warnings + subtracted.warnings,
     }
     return plan | (_of_pacemaker(inputs, built, target, journal) if pacemaker else {})
 
@@ -78,7 +80,9 @@ def _of_pacemaker(inputs: Inputs, built: Basis, target: Any, journal: Journal) -
         runner = PacemakerRunner(Path(scratch), built, training, inputs.override)
         batch = runner.batch_size(train)
         stage = inputs.settings.output.path / "work" / "4-train"
-        first = stage / fit.LEAST_SQUARES / "iteration-0.yaml" if fit.starts_linear(built, training) else None
+        first = (
+            stage / fit.LEAST_SQUARES / "iteration-0.yaml" if fit.starts_linear(training, inputs.start is not None) else None
+        )
         text = runner.render(train, len(train) < len(target), start=first)
     memory = estimate.memory(batch * train[ATOMS].map(len).mean(), runner.functions)
     journal.say(f"about {memory['needed'] / 2**30:.1f} GB of {memory['available'] / 2**30:.1f} GB of memory for pacemaker")

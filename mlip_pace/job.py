@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ from mlip_pace.reference import Subtracted
 from mlip_pace.run import child, gpu, limits
 from mlip_pace.run.compute import Compute
 from mlip_pace.run.log import Journal
-from mlip_pace.run.steps import Stage, once, plan, sha256
+from mlip_pace.run.steps import Stage, identity, leads_to, once, plan, sha256
 from mlip_pace.selection import Selected
 from mlip_pace.settings import Settings
 from mlip_pace.sources import load
@@ -43,6 +44,9 @@ from mlip_pace.train.fit import Trained
 from mlip_pace.train.override import load_override, merged
 
 T = TypeVar("T")
+
+# The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
+COLLECT, SUBTRACT, SELECT, TRAIN, EVALUATE = 1, 1, 1, 1, 1
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -60,8 +64,10 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         if (published := already_published(settings, stages)) is not None:
             journal.say(f"already published: {published.path}")
             return _within_gate(published)
+        say_warnings(journal, inputs.in_vain())
         compute = Compute(
-            threads=threads(settings), device=_device(settings, journal), gpu_memory=settings.run.gpu_memory, warn=journal.warn,
+            threads=threads(settings), device=_device(settings, journal) if inputs.needs_pacemaker else "cpu",
+            gpu_memory=settings.run.gpu_memory, warn=journal.warn,
             progress=lambda values: journal.progress(values, settings.training.max_epochs))  # fmt: skip
 
         def stage(this: Stage, kind: type[T], run: Callable[[Path], T]) -> T:
@@ -98,9 +104,10 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         say_warnings(journal, scores.warnings)
 
         journal.enter("publish")
-        made = Made(collected, subtracted, built, selected, trained, scores)
+        made = sidecar.Made(collected, subtracted, built, selected, trained, scores)
+        metadata = sidecar.metadata(made, settings, inputs.described(), [*stages.before_evaluation(), scored])
         result = potential.publish(
-            output, stages.train.result, subtracted.reference, collected.elements, _metadata(inputs, stages, made),
+            output, stages.train.result, subtracted.reference, collected.elements, {**identity(stages.evaluate), **metadata},
             lambda so_far: _draw_report(journal, so_far, stages, scored, compute.threads))  # fmt: skip
         journal.say(f"published {result.path}")
         journal.say(evaluate.error_table(scores.errors), errors=scores.errors)
@@ -112,27 +119,46 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         return _within_gate(result)
 
 
-def learn(structures: Sequence[Atoms], output: str | Path = "out", **groups: Mapping[str, Any]) -> Potential:
+def learn(
+    structures: Sequence[Atoms], output: str | Path = "out", overwrite: bool = False, **groups: Mapping[str, Any]
+) -> Potential:  # fmt: skip
     """Train on labelled `ase.Atoms` and return the published potential: the whole job, for structures in memory.
 
-    `groups` are settings by group, as in `learn(atoms, basis={"functions": 100}, training={"max_epochs": 50})`; environment
-    variables count as well. Energies in eV, forces in eV/Å, in the calculator's results or under `REF_*`/`dft_*` keys.
-    Raises `errors.JobError`.
+    Parameters
+    ----------
+    structures
+        With energies (eV) and forces (eV/Å) in the calculator's results or under `REF_*`/`dft_*` keys.
+    output
+        The output path.
+    overwrite
+        Whether the result of other inputs, if the output path holds one, is to be replaced; it is then kept aside.
+    **groups
+        Settings by group, as in `basis={"functions": 100}, training={"max_epochs": 50}`; environment variables count as well.
+
+    Returns
+    -------
+    Potential
+        What is published, as `Potential.load(output / "potential.json")` gives it.
+
+    Raises
+    ------
+    errors.JobError
+        One subclass for each exit code of docs/contract.md.
     """
     from ase.io.trajectory import Trajectory
 
-    given = Path(output) / "work" / "0-given" / "structures.traj"
-    potential.prepare(given.parent)
-    with Trajectory(str(given), "w") as trajectory:
-        for atoms in structures:
-            trajectory.write(atoms)
-    groups = {**groups, "data": {**groups.get("data", {}), "path": str(given)}}
-    groups["output"] = {"overwrite": True, **groups.get("output", {}), "path": Path(output)}
     journal = Journal("text")
-    try:
-        return run_job(load(**groups), journal)
-    finally:
-        journal.end_progress()
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder) / "structures.traj"
+        with Trajectory(str(given), "w") as trajectory:
+            for atoms in structures:
+                trajectory.write(atoms)
+        groups = {**groups, "data": {**groups.get("data", {}), "path": str(given)}}
+        groups["output"] = {"path": Path(output)} | ({"overwrite": True} if overwrite else {})
+        try:
+            return run_job(load(**groups), journal)
+        finally:
+            journal.end_progress()
 
 
 @dataclass(frozen=True)
@@ -144,6 +170,9 @@ class Stages:
     activeset: Stage
     train: Stage
     evaluate: Stage
+
+    def before_evaluation(self) -> list[Stage]:
+        return [self.collect, self.subtract, self.activeset, self.train]
 
 
 @dataclass(frozen=True)
@@ -193,16 +222,46 @@ class Inputs:
             "seed": settings.training.seed,
             "start": sha256(self.start.path) if self.start else None,
         }
-        training = {name: value for name, value in group["training"].items() if name != "override"}
+        training = {name: value for name, value in group["training"].items() if name not in ("override", "max_epochs")}
+        override = self.override
+        if not self.needs_pacemaker:
+            training = {name: value for name, value in training.items() if name not in fit.FOR_PACEMAKER}
+            override = {}
         choice = settings.selection.model_dump(mode="json")
-        collect = plan(work, "1-collect", {**group["data"], **common}, files=self.digests)
-        subtract = plan(work, "2-subtract", group["reference"], collect)
-        activeset = plan(
-            work, "3-activeset", {**choice, **group["basis"], "override": self.override.get("potential")}, subtract
-        )
-        train = plan(work, "4-train", {**training, "override": self.override}, activeset)
-        score = plan(work, "5-evaluate", settings.evaluate.model_dump(mode="json"), train)
+        of_basis = {**choice, **group["basis"], "override": self.override.get("potential")}
+        collect = plan(work, "1-collect", COLLECT, {**group["data"], **common}, files=self.digests)
+        subtract = plan(work, "2-subtract", SUBTRACT, group["reference"], collect)
+        activeset = plan(work, "3-activeset", SELECT, of_basis, subtract)
+        train = plan(work, "4-train", TRAIN, {**training, "override": override}, activeset, reach=settings.training.max_epochs)
+        score = plan(work, "5-evaluate", EVALUATE, settings.evaluate.model_dump(mode="json"), train)
         return Stages(collect, subtract, activeset, train, score)
+
+    def described(self) -> list[dict[str, str]]:
+        """Name, format and SHA-256 of each file."""
+        formats = {file.name: file.format for file in self.files}
+        formats |= {f"test:{file.name}": file.format for file in self.test_files or []}
+        return [{"name": name, "format": formats[name], "sha256": digest} for name, digest in self.digests.items()]
+
+    @property
+    def needs_pacemaker(self) -> bool:
+        """Whether pacemaker's optimizers have a part in the fit."""
+        return fit.needs_pacemaker(self.settings.training, self.start is not None)
+
+    def in_vain(self) -> list[str]:
+        """What was set and has no effect, in words."""
+        given = {name for name, origin in self.settings.origins.items() if origin != "default"}
+        if self.needs_pacemaker:
+            return []
+        names = [f"MLIP_PACE_TRAINING_{name.upper()}" for name in fit.FOR_PACEMAKER if f"TRAINING_{name.upper()}" in given]
+        names += ["MLIP_PACE_RUN_GPU_MEMORY"] * ("RUN_GPU_MEMORY" in given)
+        names += [f"`{section}` of MLIP_PACE_TRAINING_OVERRIDE" for section in self.override if section != "potential"]
+        names += ["MLIP_PACE_RUN_DEVICE=gpu"] * (self.settings.run.device == "gpu")
+        if not names:
+            return []
+        return [
+            f"{', '.join(names)}: no effect, it is for pacemaker's optimizers, and this fit is by least squares and variable "
+            "projection on the CPU (MLIP_PACE_TRAINING_OPTIMIZER=BFGS would use pacemaker)"
+        ]
 
 
 def inputs_of(settings: Settings) -> Inputs:
@@ -239,7 +298,7 @@ def already_published(settings: Settings, stages: Stages) -> Potential | None:
         return None
     if found.metadata["fingerprint"] == stages.evaluate.fingerprint:
         return found if found.metadata["complete"] else None
-    if not settings.output.overwrite:
+    if not settings.output.overwrite and not leads_to(stages.evaluate, found.metadata):
         raise OtherResultError(
             f"{settings.output.path} holds the potential of other inputs or settings",
             "set MLIP_PACE_OUTPUT_OVERWRITE=1 (the old result is kept aside), or give another MLIP_PACE_OUTPUT_PATH",
@@ -333,50 +392,3 @@ def _draw_report(journal: Journal, so_far: Potential, stages: Stages, scored: St
         journal.warn(warning)
         so_far.metadata["warnings"].append(warning)
         return None
-
-
-@dataclass(frozen=True)
-class Made:
-    """What the stages returned."""
-
-    collected: Collected
-    subtracted: Subtracted
-    basis: Basis
-    selected: Selected
-    trained: Trained
-    scores: evaluate.Scores
-
-
-def _metadata(inputs: Inputs, stages: Stages, made: Made) -> dict[str, Any]:
-    """What the sidecar says (docs/contract.md, section 4)."""
-    settings, collected = inputs.settings, asdict(made.collected)
-    every = (stages.collect, stages.subtract, stages.activeset, stages.train)
-    said = (made.collected, made.subtracted, made.trained, made.scores)
-    formats = {file.name: file.format for file in inputs.files}
-    formats |= {f"test:{file.name}": file.format for file in inputs.test_files or []}
-    return {
-        "complete": made.trained.complete,
-        "fingerprint": stages.evaluate.fingerprint,
-        "errors": made.scores.errors,
-        "errors_by_config_type": made.scores.errors_by_config_type,
-        "quality_gate_missed": made.scores.missed,
-        "reference": made.subtracted.reference.as_dict(),
-        "e0": {"energies": made.collected.e0, "source": made.collected.e0_source},
-        "basis": {
-            "potential": made.basis.for_pacemaker,
-            "functions": made.selected.functions,
-            "parameters": made.selected.parameters,
-            "shortest": made.subtracted.shortest,
-        },
-        "training": {"settings": settings.training.model_dump(mode="json"), **sidecar.measured(made.trained)},
-        "selection": sidecar.measured(made.selected),
-        "dataset": {
-            "files": [{"name": name, "format": formats[name], "sha256": digest} for name, digest in inputs.digests.items()],
-            **{key: collected[key] for key in ("read", "used", "train", "test", "atoms", "keys", "left_out")},
-        },
-        "warnings": [warning for one in said for warning in one.warnings],
-        "versions": sidecar.versions(),
-        "settings": sidecar.values(settings),
-        "hardware": sidecar.hardware(),
-        "seconds": {stage.name.split("-")[1]: stage.seconds for stage in every},
-    }

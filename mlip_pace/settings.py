@@ -225,6 +225,12 @@ class Settings(BaseModel):
             member = int(given[0])
         if member is None:
             return self
+        split_by_seed = self.data.test_path is None and self.data.test_fraction > 0
+        if self.training.max_epochs == 0 and not split_by_seed:
+            raise SettingsError(
+                "MLIP_PACE_RUN_MEMBER: without iterations and without a test set drawn by the seed all members are the same",
+                "MLIP_PACE_TRAINING_MAX_EPOCHS above 0, or MLIP_PACE_DATA_TEST_FRACTION without a TEST_PATH, makes them differ",
+            )
         training = self.training.model_copy(update={"seed": self.training.seed + int(member)})
         output = self.output.model_copy(update={"path": self.output.path / f"member-{member}"})
         return self.model_copy(update={"training": training, "output": output})

@@ -128,6 +128,15 @@ def test_an_automatic_member_outside_an_array_is_refused():
         sources.load({"MLIP_PACE_RUN_MEMBER": "auto"}).of_member({})
 
 
+@pytest.mark.parametrize("data", [{"DATA_TEST_FRACTION": "0"}, {"DATA_TEST_PATH": "t.xyz"}])
+def test_members_that_would_all_be_the_same_are_refused(data):
+    given = {"RUN_MEMBER": "1", "TRAINING_MAX_EPOCHS": "0", **data}
+    with pytest.raises(SettingsError, match="all members are the same"):
+        sources.load({f"MLIP_PACE_{name}": value for name, value in given.items()}).of_member({})
+    del given["TRAINING_MAX_EPOCHS"]
+    sources.load({f"MLIP_PACE_{name}": value for name, value in given.items()}).of_member({})
+
+
 def test_the_environment_is_read_by_nobody_else(monkeypatch):
     """Neither `load` with another environment nor a model made in Python looks at the real one."""
     monkeypatch.setenv("MLIP_PACE_BASIS_FUNCTIONS", "7")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,6 +113,7 @@ def publish(
     """Publish the files of the folder `fitted`, the report and the sidecar; the result of other inputs is kept aside in
     `previous-N`. `draw` gives the report of the sidecar so far, or nothing; it may add to `metadata["warnings"]`.
     """
+    begin = time.monotonic()
     package = {"zbl": "", "lj": "EXTRA-PAIR", "none": ""}[reference.kind]
     commands = lammps_commands(reference, elements, "${pace_dir}/potential.yace")
     text = (
@@ -138,6 +140,7 @@ def publish(
         parts[REPORT] = output / f".{REPORT}.part"
         write_whole(parts[REPORT], page)
         potential.metadata["files"][REPORT] = sha256(parts[REPORT])
+    potential.metadata["seconds"]["publish"] = round(time.monotonic() - begin, 3)
     parts[SIDECAR] = output / f".{SIDECAR}.part"
     write_whole(parts[SIDECAR], potential.model_dump_json(indent=1))  # all are there before anything is replaced
     old = intact(output / SIDECAR)

@@ -6,16 +6,67 @@ import importlib.metadata
 import os
 import platform
 import resource
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlip_pace import __version__
+from mlip_pace.ace.basis import Basis
+from mlip_pace.collect.dataset import Collected
+from mlip_pace.publish.evaluate import Scores
+from mlip_pace.reference import Subtracted
 from mlip_pace.run import limits
+from mlip_pace.run.steps import Stage
+from mlip_pace.selection import Selected
 from mlip_pace.settings import GROUPS, Settings
+from mlip_pace.train.fit import Trained
 
 _COMPUTING = (
     "python-ace", "tensorpotential", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "pandas", "ase", "matscipy",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the stages returned."""
+
+    collected: Collected
+    subtracted: Subtracted
+    basis: Basis
+    selected: Selected
+    trained: Trained
+    scores: Scores
+
+
+def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages: Sequence[Stage]) -> dict[str, Any]:
+    """All of it but what publishing adds. `files` are those read, with their SHA-256; `stages` are those that have run."""
+    collected = asdict(made.collected)
+    said = (made.collected, made.subtracted, made.trained, made.scores)
+    return {
+        "complete": made.trained.complete,
+        "errors": made.scores.errors,
+        "errors_by_config_type": made.scores.errors_by_config_type,
+        "quality_gate_missed": made.scores.missed,
+        "reference": made.subtracted.reference.as_dict(),
+        "e0": {"energies": made.collected.e0, "source": made.collected.e0_source},
+        "basis": {
+            "potential": made.basis.for_pacemaker,
+            "functions": made.selected.functions,
+            "parameters": made.selected.parameters,
+            "shortest": made.subtracted.shortest,
+        },
+        "training": {"settings": settings.training.model_dump(mode="json"), **measured(made.trained)},
+        "selection": measured(made.selected),
+        "dataset": {
+            "files": files,
+            **{key: collected[key] for key in ("read", "used", "train", "test", "atoms", "keys", "left_out")},
+        },
+        "warnings": [warning for one in said for warning in one.warnings],
+        "versions": versions(),
+        "settings": values(settings),
+        "hardware": hardware(),
+        "seconds": {stage.name.split("-")[1]: stage.seconds for stage in stages},
+    }
 
 
 def measured(result: Any) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Run a stage once, in its own folder; skip it when its inputs are the same. Nothing else remembers anything.
 
-A stage's fingerprint is made of its name, the version of this package, its options, the SHA-256 of its input files and the
-fingerprints of the stages it builds on. Work happens in `<stage>.part`, which is renamed when whole; a `.part` of the same
-fingerprint is kept, so that a stage can continue its own work. A result with `complete: False` leaves the stage undone: what
-there is so far is in its `.part`, and the next run goes on from there.
+A stage's fingerprint is made of its name, its version (raised when its results change, whatever the release), its options, the
+SHA-256 of its input files and the fingerprints of the stages it builds on. Work happens in `<stage>.part`, which is renamed
+when whole; a `.part` of the same fingerprint is kept, so that a stage can continue its own work. A result with
+`complete: False` leaves the stage undone: what there is so far is in its `.part`, and the next run goes on from there. So it
+does from the result of a stage that differs only in how far it was to go.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from mlip_pace import __version__
 from mlip_pace.run.stopping import raise_if_stopped
 
 T = TypeVar("T")
@@ -33,6 +33,8 @@ class Stage:
     name: str
     folder: Path
     fingerprint: str
+    lineage: str  # the fingerprint without how far it is to go
+    reach: int  # how far: more of it goes on from where less has ended
 
     @property
     def done(self) -> bool:
@@ -63,17 +65,22 @@ class Stage:
         return record
 
 
-def plan(work: Path, name: str, options: dict[str, Any], *after: Stage, files: dict[str, str] | None = None) -> Stage:
-    """The stage `name` with these options (JSON-able), after those stages, on files given as `{name: SHA-256}`."""
-    content = {
-        "stage": name,
-        "version": __version__,
-        "options": options,
-        "files": files or {},
-        "after": [stage.fingerprint for stage in after],
-    }
-    text = json.dumps(content, sort_keys=True, default=str)
-    return Stage(name, work / name, hashlib.sha256(text.encode()).hexdigest())
+def plan(
+    work: Path, name: str, version: int, options: dict[str, Any], *after: Stage, files: dict[str, str] | None = None,
+    reach: int | None = None,
+) -> Stage:  # fmt: skip
+    """The stage `name` with these options (JSON-able), after those stages, on files given as `{name: SHA-256}`.
+
+    `reach` is how far it is to go, if what it has done is of use when it is to go further.
+    """
+    content = {"stage": name, "version": version, "options": options, "files": files or {}}
+    fingerprint = _digest({**content, "reach": reach, "after": [stage.fingerprint for stage in after]})
+    lineage = _digest({**content, "after": [stage.lineage for stage in after]})
+    return Stage(name, work / name, fingerprint, lineage, reach or max((stage.reach for stage in after), default=0))
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def once(stage: Stage, kind: type[T], run: Callable[[Path], T]) -> T:
@@ -82,15 +89,19 @@ def once(stage: Stage, kind: type[T], run: Callable[[Path], T]) -> T:
         return TypeAdapter(kind).validate_python(stage.summary)
     part = stage.part
     if _fingerprint_in(part / "started.json") != stage.fingerprint:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        write_whole(part / "started.json", json.dumps({"fingerprint": stage.fingerprint}))
+        if not _goes_on(stage, part / "started.json"):
+            shutil.rmtree(part, ignore_errors=True)
+            if _goes_on(stage, stage.folder / "done.json"):
+                shutil.copytree(stage.folder, part)
+                (part / "done.json").unlink()
+            part.mkdir(parents=True, exist_ok=True)
+        write_whole(part / "started.json", json.dumps(identity(stage)))
     begin = time.monotonic()
     result = run(part)
     raise_if_stopped()  # a library may have taken the signal for a failure of its own, and the result be wrong
     seconds = round(time.monotonic() - begin, 3)
     summary = TypeAdapter(kind).dump_python(result, mode="json")
-    record = json.dumps({"fingerprint": stage.fingerprint, "seconds": seconds, "summary": summary}, indent=1)
+    record = json.dumps({**identity(stage), "seconds": seconds, "summary": summary}, indent=1)
     if summary.get("complete") is False:
         write_whole(part / "so-far.json", record)
         return result
@@ -98,6 +109,23 @@ def once(stage: Stage, kind: type[T], run: Callable[[Path], T]) -> T:
     shutil.rmtree(stage.folder, ignore_errors=True)
     part.rename(stage.folder)
     return result
+
+
+def identity(stage: Stage) -> dict[str, Any]:
+    """What tells a result of this stage from others."""
+    return {"fingerprint": stage.fingerprint, "lineage": stage.lineage, "reach": stage.reach}
+
+
+def leads_to(stage: Stage, earlier: dict[str, Any]) -> bool:
+    """Whether what has this `identity` is a part of the way to the stage."""
+    return earlier.get("lineage") == stage.lineage and earlier.get("reach", 0) <= stage.reach
+
+
+def _goes_on(stage: Stage, path: Path) -> bool:
+    try:
+        return leads_to(stage, json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return False
 
 
 def _fingerprint_in(path: Path) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mlip_pace.ace import activeset, core
-from mlip_pace.ace.basis import Basis, BasisFile, Section
+from mlip_pace.ace.basis import Basis, BasisFile
 from mlip_pace.ace.files import convert
 from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, TEST, WEIGHT
 from mlip_pace.reference import Reference
@@ -21,6 +21,10 @@ from mlip_pace.train import linear, radial
 from mlip_pace.train.pacemaker import DONE, Fit, PacemakerRunner
 from mlip_pace.train.weights import resolve_kappa
 
+# Settings of TRAINING that only pacemaker's optimizers look at.
+FOR_PACEMAKER = (
+    "batch_size", "l1", "l2", "early_stopping_patience", "early_stopping_gain", "display_step", "ladder_step", "ladder_type",
+)  # fmt: skip
 LEAST_SQUARES = "least-squares"  # folder of the linear start and of its refinement
 
 
@@ -63,16 +67,15 @@ class Trained:
     warnings: list[str] = field(default_factory=list)
 
 
-def starts_linear(basis: Basis, training: TrainingSettings) -> bool:
-    """Whether the fit starts from least squares."""
-    asked = training.start == "linear" or (training.start == "auto" and not training.ladder_step)
-    return isinstance(basis, Section) and asked
+def starts_linear(training: TrainingSettings, from_file: bool) -> bool:
+    """Whether the fit starts from least squares; `from_file`: whether it has a B-basis file to go on from."""
+    return not from_file and (training.start == "linear" or (training.start == "auto" and not training.ladder_step))
 
 
-def needs_pacemaker(basis: Basis, training: TrainingSettings) -> bool:
+def needs_pacemaker(training: TrainingSettings, from_file: bool) -> bool:
     """Whether pacemaker's optimizers have a part in the fit, or least squares and our own refinement are all of it."""
     ours = training.optimizer == "auto" or training.max_epochs == 0
-    return not (starts_linear(basis, training) and ours)
+    return not (starts_linear(training, from_file) and ours)
 
 
 def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str, Any], compute: Compute) -> Trained:
@@ -81,14 +84,15 @@ def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str
     kappa = resolve_kappa(train, training.kappa)
     state, start, linear_start = None, None, {}
     of_pacemaker: dict[str, Any] = {}
-    if starts_linear(task.basis, training):
+    from_file = isinstance(task.basis, BasisFile)
+    if starts_linear(training, from_file):
         watched = linear.labelled(test, training.weighting) if len(test) else []
         problem = radial.Problem(linear.labelled(train, training.weighting), watched, kappa, training.seed)
         most = training.max_epochs if training.optimizer == "auto" else 0
         state = least_squares(folder / LEAST_SQUARES, problem, task.basis, most, compute)
         linear_start = {"lambda": state.solution.lam, "log_evidence": state.solution.log_evidence}
         start = folder / LEAST_SQUARES / state.potential
-    if state is None or needs_pacemaker(task.basis, training):
+    if state is None or needs_pacemaker(training, from_file):
         runner = PacemakerRunner(folder, task.basis, training, override, compute)
         fitted = runner.train(train, test, start)
         of_pacemaker = {
