@@ -7,7 +7,7 @@ the body order asked for. Distances in Å.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +132,15 @@ def refuse_unusable(basis: Basis, elements: list[str]) -> None:
             "start from a potential that has these elements, or leave MLIP_PACE_TRAINING_START out",
         )
     # With too few functions pyace leaves out those of several elements, or all, without a word.
+    functions = [f for one, more in zip(built.basis_rank1, built.basis, strict=True) for f in (*one, *more)]
+    seen = {(f.mu0, mu) for f in functions for mu in f.mus}
+    pairs = product(range(built.nelements), repeat=2)
     blind = [
-        f"{built.elements_name[one]}-{built.elements_name[other]}"
-        for one, other in combinations_with_replacement(range(built.nelements), 2)
-        if np.ndim(built.map_bond_specifications[one, other].radcoefficients) != 3
+        f"{built.elements_name[one]} with {built.elements_name[other]}" for one, other in pairs if (one, other) not in seen
     ]
     if blind:
         raise SettingsError(
-            f"with so few functions for {built.nelements} elements there is none of {', '.join(blind)}: these atoms would not "
-            "see each other",
+            f"so few functions of {built.nelements} elements leave none of {', '.join(blind)}: they would not see each other",
             "give MLIP_PACE_BASIS_FUNCTIONS more: some tens for each element, about a hundred for four",
         )
 

@@ -95,6 +95,8 @@ class Expansion:
         for pair in combinations_with_replacement(range(len(self.elements)), 2):
             bond = basis.map_bond_specifications[pair]
             given = np.array(bond.radcoefficients)
+            if given.ndim != 3:  # functions of body order 2 are made of g_k alone
+                given = np.zeros((0, 0, 0))
             n, l, k = self.shapes[pair] = given.shape  # noqa: E741
             self.radial[pair] = np.zeros((self.nr, self.lmax + 1, self.nk))
             self.radial[pair][:n, :l, :k] = given

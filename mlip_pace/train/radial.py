@@ -83,7 +83,8 @@ def start(folder: Path, problem: Problem, first: Basis, workers: int = 1) -> Sta
     """The least-squares solution with the radial functions as they are in the first basis: iteration 0."""
     solution = linear.fit(problem.train, first, problem.kappa, workers)
     write_linear(folder / "iteration-0.yaml", first, solution.coefficients)
-    state = State(0, "iteration-0.yaml", solution, TRUST)
+    nothing = "" if len(basis.radial_coefficients(first)) else "there are no radial functions to refine"
+    state = State(0, "iteration-0.yaml", solution, TRUST, ended=nothing)
     state.save(folder)
     return state
 
@@ -195,8 +196,10 @@ def _within(length: float, matrix: Array, vector: Array) -> Array:
     """The Gauss-Newton step, damped (Levenberg-Marquardt) as little as its length allows."""
     values, vectors = np.linalg.eigh(matrix)
     values, along = np.clip(values, 0.0, None), vectors.T @ vector
+    if not values[-1] > 0:  # nothing depends on them
+        return np.zeros_like(vector)
     dampings = values[-1] * 10.0 ** np.arange(-14, 4, 0.1)
-    enough = next(d for d in dampings if np.linalg.norm(along / (values + d)) <= length)
+    enough = next((d for d in dampings if np.linalg.norm(along / (values + d)) <= length), np.linalg.norm(along) / length)
     step: Array = vectors @ (along / (values + enough))
     return step
 

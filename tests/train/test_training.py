@@ -2,11 +2,13 @@
 
 import time
 from dataclasses import replace
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from conftest import EXAMPLES, design_rows
 from ruamel.yaml import YAML
 
@@ -287,3 +289,36 @@ def test_batches_fit_into_the_memory_and_are_halved_when_they_did_not(tmp_path, 
     (tmp_path / "attempt-1").mkdir()
     (tmp_path / "attempt-1" / pacemaker.RECORD).write_text('{"batch_size": 40, "ended": "killed", "out_of_memory": true}')
     assert runner.batch_size(target) == 20
+
+
+@pytest.mark.parametrize("elements", [1, 2, 3, 4])
+@pytest.mark.parametrize(("functions", "body_order"), [(1, 2), (3, 5), (8, 3), (30, 2), (30, 5)])
+def test_any_number_of_functions_for_any_number_of_elements_is_fitted_or_refused(tmp_path, elements, functions, body_order):
+    """From least squares over a step of the radial functions to the .yace: what the rows say is what the file gives."""
+    symbols = ["Al", "Cu", "Mg", "Zr"][:elements]
+    rng = np.random.default_rng(elements)
+    structures = []
+    for _ in range(12):
+        atoms = bulk("Al", cubic=True) * (2, 1, 1)
+        atoms.rattle(0.1, rng=rng)
+        atoms.symbols = rng.choice(symbols, len(atoms))
+        weights = (1 / 12, np.full(len(atoms), 1 / 96))
+        structures.append(linear.Labelled(atoms, float(rng.normal()), rng.normal(size=(len(atoms), 3)), None, *weights))
+    pairs = ["-".join(pair) for pair in combinations_with_replacement(symbols, 2)]
+    settings = BasisSettings.model_construct(functions=functions, body_order=body_order)
+    section = basis.section(settings, symbols, dict.fromkeys(pairs, 2.0))
+    try:
+        basis.refuse_unusable(section, symbols)
+    except SettingsError as error:
+        assert functions < 5 * elements
+        assert "BASIS_FUNCTIONS" in error.hint  # noqa: PT017
+        return
+    problem = radial.Problem(structures, [], 0.1)
+    radial.start(tmp_path, problem, section)
+    state = radial.refine(tmp_path, problem, 1, Compute(threads=1))
+    file = tmp_path / state.potential
+    convert(file, tmp_path / "p.yace", {})
+    calculator = calculator_of(tmp_path / "p.yace")
+    for one, rows in zip(structures, design_rows(BasisFile(file), [s.atoms for s in structures]), strict=True):
+        calculator.calculate(one.atoms)
+        assert rows[0] @ state.solution.coefficients == pytest.approx(calculator.results["energy"], abs=1e-6)
