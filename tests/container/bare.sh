@@ -16,7 +16,7 @@ for file in /etc/hosts /etc/resolv.conf /etc/pip.conf /etc/apt/apt.conf.d /usr/l
 done
 mkdir -p "$bare/work"
 git bundle create --quiet "$bare/work/bundle" HEAD
-cp -rL ../shared "$bare/work/shared"
+cp -rH ../shared "$bare/work/shared"
 
 # git is not there yet: the clone is made from here, as a fresh one with its own .git.
 git clone --quiet "$bare/work/bundle" "$bare/work/project"
