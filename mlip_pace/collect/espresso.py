@@ -1,7 +1,7 @@
 """Quantum ESPRESSO: the text output of pw.x, 4.0 to 7.5, one run or several in a file.
 
-Coordinates that pw.x prints belong to the SCF that follows them, so a run is cut where it prints coordinates, and every piece is
-one step: its coordinates, its SCF, its forces and its stress. A step whose parts do not fit each other is left out by name.
+Coordinates that pw.x prints belong to the SCF that follows them, so a run is cut where it prints coordinates, and every piece
+is one step: its coordinates, its SCF, its forces and its stress. A step whose parts do not fit each other is left out by name.
 pw.x: Ry, Ry/bohr, and a stress in Ry/bohr^3 that is positive under compression, the opposite of ASE. The energy of the last `!`
 (of a hybrid functional `!!`) is the free energy F = E - TS, which belongs to the forces.
 """
@@ -30,6 +30,7 @@ _FORCES = re.compile(r"^ *Forces acting on atoms \(.*Ry/au\): *\n", re.MULTILINE
 _STRESS = re.compile(r"^ *total +stress +\(Ry/bohr\*\*3\).*P= *(\S+) *\n((?:.*\n){3})", re.MULTILINE)
 # How many steps the optimizer, or molecular dynamics, counts: printed after the forces of a step.
 _COUNT = re.compile(r"(?:number of scf cycles|Entering Dynamics[:;] +(?:iteration|it)) += *(\d+)")
+_LABELS = "species"
 _VOLUME = 1e-3  # relative; axes are printed with 6 decimals
 _FORCE = 1e-5  # Ry/bohr, and of one that is large, as a fraction
 
@@ -39,8 +40,8 @@ class _Run:
     """What pw.x says once, at the beginning of a run."""
 
     alat: float  # Å
-    labels: list[str]  # of the atoms, as the user named the species
-    symbols: list[str]
+    count: int  # of atoms
+    pseudopotentials: dict[str, str]  # the element that each species' file names
     threshold: float  # Ry, for the SCF; infinite if it was not printed
     potentiostat: bool  # the number of electrons follows an electrode potential
 
@@ -61,23 +62,26 @@ def _read_run(text: str) -> Iterator[Frame]:
     cuts = [match.start() for match in _COORDINATES.finditer(text, begin)]
     pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     try:
-        run, atoms = _header(pieces[0])
+        run = _header(pieces[0])
+        cell = _axes(pieces[0], run)
     except _Unreadable as reason:
         yield f"pw.x: {reason}"
         return
+    atoms, lost = _first(pieces[0], cell, run)
     frames: list[Frame] = []
-    cell: Any = None  # printed, and waiting for the positions that go with it
+    new: Any = None  # a cell that waits for the positions that go with it
     count = 0
-    lost = ""  # why the coordinates in force are not known
     for piece in pieces:
         try:
             if piece.startswith("CELL_PARAMETERS"):
-                cell, lost = _cell(piece, run.alat), "pw.x printed a new cell without positions"
+                new, lost = _cell(piece, run.alat), "a new cell has no positions"
             elif piece.startswith("ATOMIC_POSITIONS"):
-                atoms, cell, lost = _moved(piece, atoms if cell is None else _with_cell(atoms, cell), run), None, ""
+                cell, new, lost = cell if new is None else new, None, ""
+                atoms = _moved(piece, atoms, cell, run)
             frame = _frame(piece, atoms, run)
         except _Unreadable as reason:
-            lost, cell = (str(reason), None) if _COORDINATES.match(piece) else (lost, cell)
+            if _COORDINATES.match(piece):
+                new, lost = None, str(reason)
             frame = f"pw.x: {reason}"
         if frame is None:
             continue
@@ -109,45 +113,58 @@ def _rows(text: str, pattern: str, count: int, what: str) -> list[tuple[str, ...
     return [match.groups() for match in matches if match]
 
 
-def _header(text: str) -> tuple[_Run, Atoms]:
+def _header(text: str) -> _Run:
     alat = _number(text, r"lattice parameter \((?:alat|a_0)\) +=", "the lattice parameter")
     precise = _number(text, r"celldm\(1\)=", "the lattice parameter")
-    if abs(alat - precise) < 1e-4:
-        alat = precise
-    found = re.search(r"number of atoms/cell +=\s*(\d+)", text)
-    axes = re.search("crystal axes:.*\n" + r"".join(rf" *a\({i}\) = \({_THREE} \) *\n" for i in (1, 2, 3)), text)
-    sites = re.search(r"site n\. +atom +positions \((?:alat|a_0) units\) *\n", text)
-    if not found or not axes or not sites:
-        raise _Unreadable("the cell or the first positions cannot be read")
-    row = rf" *[\d*]+ +(\S+) +tau\( *[\d*]+\) = \({_THREE} +\)"
-    rows = _rows(text[sites.end() :], row, int(found[1]), "the first positions")
-    labels = [label for label, *_ in rows]
-    cell = np.array([_float(x) for x in axes.groups()]).reshape(3, 3) * alat
-    volume = _number(text, r"unit-cell volume +=", "the volume")
+    count = re.search(r"number of atoms/cell +=\s*(\d+)", text)
+    if not count:
+        raise _Unreadable("the number of atoms cannot be read")
+    # RISM has other thresholds; the one of the SCF follows the cutoffs.
+    after = r"charge density cutoff .*\n(?: *cutoff for Fock .*\n)?"
+    threshold = re.search(after + rf" *(?:scf )?convergence threshold += +{_REAL}", text)
+    table = text.partition("atomic species   valence")[2].partition("\n\n")[0]
+    return _Run(
+        Bohr * (precise if abs(alat - precise) < 1e-4 else alat),
+        int(count[1]),
+        dict(re.findall(r"^ *(\S+) +[\d.]+ +[\d.]+ +([A-Za-z]+) *\(", table, re.MULTILINE)),
+        _float(threshold[1]) if threshold else np.inf,
+        re.search(r"FCP \w+ is activated", text) is not None,
+    )
+
+
+def _axes(text: str, run: _Run) -> Any:
+    """The cell that the run begins with, in Å."""
+    axes = re.search("crystal axes:.*\n" + "".join(rf" *a\({i}\) = \({_THREE} \) *\n" for i in (1, 2, 3)), text)
+    if not axes:
+        raise _Unreadable("the cell cannot be read")
+    cell = np.array([_float(x) for x in axes.groups()]).reshape(3, 3) * run.alat
+    volume = _number(text, r"unit-cell volume +=", "the volume") * Bohr**3
     if abs(abs(np.linalg.det(cell)) - volume) > _VOLUME * volume:
         raise _Unreadable("the volume is not that of the cell")
-    # RISM has other thresholds; the one of the SCF follows the cutoffs.
-    threshold = re.search(rf"charge density cutoff .*\n(?: *cutoff for Fock .*\n)? *(?:scf )?convergence threshold += +{_REAL}", text)
-    run = _Run(
-        alat * Bohr, labels, _symbols(text, labels), _float(threshold[1]) if threshold else np.inf,
-        re.search(r"FCP \w+ is activated", text) is not None,
-    )  # fmt: skip
-    positions = np.array([[_float(x) for x in xyz] for _, *xyz in rows]) * run.alat
-    return run, Atoms(run.symbols, positions, cell=cell * Bohr, pbc=True)
+    return cell
 
 
-def _symbols(text: str, labels: list[str]) -> list[str]:
-    """The element of each atom: that of the pseudopotential if it names one, else that in the label (`Fe1`, `C_h`)."""
-    table = text.partition("atomic species   valence")[2].partition("\n\n")[0]
-    named = dict(re.findall(r"^ *(\S+) +[\d.]+ +[\d.]+ +([A-Za-z]+) *\(", table, re.MULTILINE))
-    elements = {}
-    for label in set(labels):
-        letters = re.sub("[^A-Za-z].*", "", label)
-        candidates = [named.get(label, "").title(), letters[:2].title(), letters[:1].title()]
-        elements[label] = next((one for one in candidates if one != "X" and one in atomic_numbers), "")
-        if not elements[label]:
-            raise _Unreadable(f"the species {label} is no chemical element")
-    return [elements[label] for label in labels]
+def _first(text: str, cell: Any, run: _Run) -> tuple[Atoms, str]:
+    """The atoms that the run begins with, or none and the reason: later steps print their own."""
+    sites = re.search(r"site n\. +atom +positions \((?:alat|a_0) units\) *\n", text)
+    row = rf" *[\d*]+ +(\S+) +tau\( *[\d*]+\) = \({_THREE} +\)"
+    try:
+        rows = _rows(text[sites.end() :] if sites else "", row, run.count, "the first positions")
+        symbols = [_element(label, run) for label, *_ in rows]
+    except _Unreadable as reason:
+        return Atoms(), str(reason)
+    atoms = Atoms(symbols, [[_float(x) * run.alat for x in xyz] for _, *xyz in rows], cell=cell, pbc=True)
+    atoms.info[_LABELS] = [label for label, *_ in rows]
+    return atoms, ""
+
+
+def _element(label: str, run: _Run) -> str:
+    """That of the pseudopotential if its file names one, else that in the label of the species (`Fe1`, `C_h`)."""
+    letters = re.sub("[^A-Za-z].*", "", label)
+    for one in (run.pseudopotentials.get(label, "").title(), letters[:2].title(), letters[:1].title()):
+        if one != "X" and one in atomic_numbers:
+            return one
+    raise _Unreadable(f"the species {label} is no chemical element")
 
 
 def _cell(piece: str, alat: float) -> Any:
@@ -160,25 +177,23 @@ def _cell(piece: str, alat: float) -> Any:
     return np.array([[_float(x) for x in row] for row in rows]) * unit
 
 
-def _with_cell(atoms: Atoms, cell: Any) -> Atoms:
-    return Atoms(atoms.numbers, atoms.positions, cell=cell, pbc=True)
-
-
-def _moved(piece: str, atoms: Atoms, run: _Run) -> Atoms:
-    """The atoms at the positions that the piece begins with."""
+def _moved(piece: str, before: Atoms, cell: Any, run: _Run) -> Atoms:
+    """The atoms at the positions that the piece begins with: those of `before`, if it is known, in the same order."""
     match = re.match(r"ATOMIC_POSITIONS *\((alat|bohr|angstrom|crystal)\) *\n", piece)
     if not match:
         raise _Unreadable("the unit of positions cannot be read")
-    rows = _rows(piece[match.end() :], rf" *(\S+){_THREE}(?:(?: +[01]){{3}})?", len(atoms), "positions")
-    if [label for label, *_ in rows] != run.labels:
+    rows = _rows(piece[match.end() :], rf" *(\S+){_THREE}(?:(?: +[01]){{3}})?", run.count, "positions")
+    labels = [label for label, *_ in rows]
+    if before and labels != before.info[_LABELS]:
         raise _Unreadable("positions are not those of the same atoms")
+    atoms = Atoms([_element(label, run) for label in labels], cell=cell, pbc=True)
+    atoms.info[_LABELS] = labels
     numbers = np.array([[_float(x) for x in xyz] for _, *xyz in rows])
-    moved = atoms.copy()
     if match[1] == "crystal":
-        moved.set_scaled_positions(numbers)
+        atoms.set_scaled_positions(numbers)
     else:
-        moved.positions = numbers * {"alat": run.alat, "bohr": Bohr, "angstrom": 1.0}[match[1]]
-    return moved
+        atoms.positions = numbers * {"alat": run.alat, "bohr": Bohr, "angstrom": 1.0}[match[1]]
+    return atoms
 
 
 def _frame(piece: str, atoms: Atoms, run: _Run) -> Frame | None:
@@ -203,9 +218,9 @@ def _frame(piece: str, atoms: Atoms, run: _Run) -> Frame | None:
     if not re.fullmatch(rf" *{_REAL} *", energy):
         raise _Unreadable("the energy cannot be read")
     labels: dict[str, Any] = {"energy": _float(energy) * Ry, "free_energy": _float(energy) * Ry}
-    if new := re.search(rf"^ *energy +new +=\s*{_REAL} Ry", piece[at:], re.MULTILINE):
-        if abs(_float(new[1]) - _float(energy)) > 1e-6:
-            raise _Unreadable("the energy is not that of the optimizer")
+    new = re.search(rf"^ *energy +new +=\s*{_REAL} Ry", piece[at:], re.MULTILINE)
+    if new and abs(_float(new[1]) - _float(energy)) > 1e-6:
+        raise _Unreadable("the energy is not that of the optimizer")
     if forces:
         if forces[0] < at:
             raise _Unreadable("the forces come before the energy")
@@ -215,7 +230,7 @@ def _frame(piece: str, atoms: Atoms, run: _Run) -> Frame | None:
     stress = _stress(piece[at:])
     if stress is not None:
         labels["stress"] = stress
-    atoms = atoms.copy()
+    atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
     atoms.calc = SinglePointCalculator(atoms, **labels)
     accuracy = re.search(rf"estimated scf accuracy +< +{_REAL} Ry", piece[at:])
     if failed:
