@@ -29,7 +29,7 @@ _RUN = re.compile(r"^ *CP2K\| version string", re.MULTILINE)
 _ENERGY = re.compile(r"^ *ENERGY\| Total FORCE_EVAL \( (\w+) +\) energy [\[(](.+?)[\])]:? +(\S+) *\n", re.MULTILINE)
 _FREE = re.compile(r"^ *ENERGY\| Total FORCE_EVAL \( \w+ +\) free energy \[.+?\]:? +(\S+) *\n", re.MULTILINE)
 _COORDINATES = re.compile(r"^ *MODULE (\w+): +ATOMIC COORDINATES IN (\w+) *\n", re.MULTILINE | re.IGNORECASE)
-_CELL = re.compile(r"^ *CELL\| Vector a ", re.MULTILINE)
+_CELL = re.compile(r"(?:^ *CELL\| (?:Volume|Vector|Angle) .*\n)+", re.MULTILINE)
 _FORCES = re.compile(r"^ *(?:ATOMIC FORCES in|FORCES\| Atomic forces) \[(.+?)\] *\n", re.MULTILINE)
 _STRESS = re.compile(
     r"^ *(?:STRESS\| (?:Analytical|Numerical) stress tensor|(?:NUMERICAL )?STRESS TENSOR) \[(.+?)\]", re.MULTILINE
@@ -79,6 +79,8 @@ def _read_run(text: str) -> Iterator[Frame]:
         behind = text[energy.end() : energies[n + 1].start() if n + 1 < len(energies) else len(text)]
         try:
             geometry = _moved(before, geometry, variable)
+            if len(_FORCES.findall(before)) > (n > 0):
+                raise _Unreadable("an energy is missing")
             if (not parts <= {"QS", "SIRIUS"} and len(parts) > 1) or parts & {"MIXED", "QMMM", "QMMMX", "EMBED"}:
                 raise _Unreadable(f"the energy is put together from several parts ({', '.join(sorted(parts))})")
             if geometry.lost:
@@ -132,7 +134,7 @@ def _rows(text: str, pattern: str) -> list[tuple[str, ...]]:
 def _moved(text: str, before: _Geometry, variable: bool) -> _Geometry:
     """The geometry after the text before an energy. Raises `_Unreadable`."""
     tables = [(match[2], _rows(text[match.end() :], _SITE)) for match in _COORDINATES.finditer(text)]
-    cells = [_cell(text[match.start() :]) for match in _CELL.finditer(text)]
+    cells = [_cell(match[0]) for match in _CELL.finditer(text)]
     pbc = before.pbc
     for periodic in re.findall(r"^ *CELL\| Periodicity +(XYZ|XY|XZ|YZ|X|Y|Z|NONE) *\n", text, re.MULTILINE):
         pbc = (("X" in periodic), ("Y" in periodic), ("Z" in periodic))
@@ -142,6 +144,8 @@ def _moved(text: str, before: _Geometry, variable: bool) -> _Geometry:
     lost = ""
     if any(rows != tables[0][1] for _, rows in tables):
         lost = "there are several sets of coordinates for one energy"
+    elif any(abs(other - cell).max() > 1e-6 for other in cells):
+        lost = "there are several cells for one energy"
     elif cell is None or (variable and not cells):
         lost = "no cell is printed for this step"
     return _Geometry(_atoms(*tables[-1], text), cell, pbc, lost)
@@ -165,7 +169,8 @@ def _atoms(unit: str, rows: list[tuple[str, ...]], text: str) -> Atoms:
 def _cell(text: str) -> Any:
     """The vectors in Å: printed to 0.001, with the lengths and angles, which newer versions print with more digits."""
     vectors, lengths = [], []
-    for name, line in zip("abc", text.splitlines()[:3], strict=False):
+    lines = [line for line in text.splitlines() if "CELL| Vector" in line]
+    for name, line in zip("abc", lines, strict=False):
         match = re.fullmatch(rf" *CELL\| Vector {name} \[(\w+)\]:{_THREE} +\|{name}\| = +{_REAL} *", line, re.IGNORECASE)
         if not match:
             raise _Unreadable("the cell cannot be read")
@@ -173,9 +178,9 @@ def _cell(text: str) -> Any:
         vectors.append([_float(x) * unit for x in match.groups()[1:4]])
         lengths.append(_float(match[5]) * unit)
     printed = np.array(vectors)
-    digits = [len(x.rpartition(".")[2]) for x in re.findall(_REAL, text.splitlines()[0])]
-    if len(vectors) < 3 or abs(np.linalg.norm(printed, axis=1) - lengths).max() > 2e-3:
+    if len(lines) != 3 or abs(np.linalg.norm(printed, axis=1) - lengths).max() > 2e-3:
         raise _Unreadable("the cell cannot be read")
+    digits = [len(x.rpartition(".")[2]) for x in re.findall(_REAL, lines[0])]
     angles = [float(x) for x in re.findall(r"^ *CELL\| Angle \(.,.\), \w+ +\[degree\]: +([\d.]+) *\n", text, re.MULTILINE)[:3]]
     if digits[-1] <= digits[0] or len(angles) < 3:
         return printed

@@ -68,14 +68,22 @@ def _read_run(text: str) -> Iterator[Frame]:
         yield f"pw.x: {reason}"
         return
     atoms, lost = _first(pieces[0], cell, run)
+    if re.search(r"NEW-OLD atomic charge|charge density extrapolation", pieces[0]):
+        lost = "the coordinates of this step are missing"  # it is not the first: its density begins with that of others
     frames: list[Frame] = []
     new: Any = None  # a cell that waits for the positions that go with it
     count = 0
+    continued = "restart" in text.lower() or "from file used" in text
+    # The final coordinates have a cell even where it is fixed.
+    moving = text[begin:].partition("Begin final coordinates")[0]
+    variable = "press convergence thresh" in text or re.search("^CELL_PARAMETERS|new unit-cell volume", moving, re.MULTILINE)
     for piece in pieces:
         try:
             if piece.startswith("CELL_PARAMETERS"):
                 new, lost = _cell(piece, run.alat), "a new cell has no positions"
             elif piece.startswith("ATOMIC_POSITIONS"):
+                if new is None and variable:
+                    raise _Unreadable("the cell of these positions is not printed")
                 cell, new, lost = cell if new is None else new, None, ""
                 atoms = _moved(piece, atoms, cell, run)
             frame = _frame(piece, atoms, run)
@@ -88,7 +96,7 @@ def _read_run(text: str) -> Iterator[Frame]:
         frames.append(f"pw.x: {lost}" if lost else frame)
         if match := _COUNT.search(piece):
             now, before, count = int(match[1]), count, int(match[1])
-            if before and now != before + 1:
+            if now != before + 1 and (before or not continued):
                 frames[-1] = f"pw.x: steps are missing: step {now} comes after step {before}"
     yield from frames or ["pw.x: the run ended before its first SCF"]
 
@@ -146,14 +154,24 @@ def _axes(text: str, run: _Run) -> Any:
 
 def _first(text: str, cell: Any, run: _Run) -> tuple[Atoms, str]:
     """The atoms that the run begins with, or none and the reason: later steps print their own."""
-    sites = re.search(r"site n\. +atom +positions \((?:alat|a_0) units\) *\n", text)
+    tables = [match.end() for match in re.finditer(r"site n\. +atom +positions \((?:alat|a_0) units\) *\n", text)]
+    again = re.search(r"site n\. +atom +positions \(cryst\. coord\.\) *\n", text)
     row = rf" *[\d*]+ +(\S+) +tau\( *[\d*]+\) = \({_THREE} +\)"
     try:
-        rows = _rows(text[sites.end() :] if sites else "", row, run.count, "the first positions")
+        if len(tables) > 1:
+            raise _Unreadable("the first positions are not the only ones")
+        rows = _rows(text[tables[0] :] if tables else "", row, run.count, "the first positions")
         symbols = [_element(label, run) for label, *_ in rows]
+        positions = np.array([[_float(x) for x in xyz] for _, *xyz in rows]) * run.alat
+        if again:
+            crystal = np.array(
+                [[_float(x) for x in xyz] for _, *xyz in _rows(text[again.end() :], row, run.count, "positions")]
+            )
+            if abs(crystal @ cell - positions).max() > 1e-4:
+                raise _Unreadable("the first positions are not those of the cell")
     except _Unreadable as reason:
         return Atoms(), str(reason)
-    atoms = Atoms(symbols, [[_float(x) * run.alat for x in xyz] for _, *xyz in rows], cell=cell, pbc=True)
+    atoms = Atoms(symbols, positions, cell=cell, pbc=True)
     atoms.info[_LABELS] = [label for label, *_ in rows]
     return atoms, ""
 
@@ -213,14 +231,11 @@ def _frame(piece: str, atoms: Atoms, run: _Run) -> Frame | None:
         raise _Unreadable("there is more than one result for the same coordinates")
     if not final:
         raise _Unreadable("the run ended within the SCF")
-    _whole(piece)
+    _whole(piece, hybrid)
     at, energy = final[0]
     if not re.fullmatch(rf" *{_REAL} *", energy):
         raise _Unreadable("the energy cannot be read")
     labels: dict[str, Any] = {"energy": _float(energy) * Ry, "free_energy": _float(energy) * Ry}
-    new = re.search(rf"^ *energy +new +=\s*{_REAL} Ry", piece[at:], re.MULTILINE)
-    if new and abs(_float(new[1]) - _float(energy)) > 1e-6:
-        raise _Unreadable("the energy is not that of the optimizer")
     if forces:
         if forces[0] < at:
             raise _Unreadable("the forces come before the energy")
@@ -253,7 +268,7 @@ def _converged(piece: str) -> list[tuple[int, str]]:
     return [(match.start(), match[2]) for match in found if match]
 
 
-def _whole(piece: str) -> None:
+def _whole(piece: str, hybrid: bool) -> None:
     """Raises `_Unreadable` if iterations are missing, as in files of which a part is lost."""
     for cycle in piece.split("Self-consistent Calculation")[1:]:
         numbers = [int(n) for n in re.findall(r"^ *iteration # *(\d+) ", cycle, re.MULTILINE)]
@@ -262,7 +277,7 @@ def _whole(piece: str) -> None:
         if numbers != list(range(numbers[0], numbers[0] + len(numbers)) if numbers else []):
             raise _Unreadable("iterations of the SCF are missing")
         # Where the magnetization is constrained, the last one is counted and not printed.
-        if last and numbers and int(last[1]) not in (numbers[-1], numbers[-1] + 1):
+        if last and numbers and not hybrid and int(last[1]) not in (numbers[-1], numbers[-1] + 1):
             raise _Unreadable("iterations of the SCF are missing")
 
 

@@ -85,7 +85,8 @@ def _cell(text: str) -> tuple[Any, list[bool]]:
 
 def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
     rows = _rows(piece.partition("\n")[2], rf" *(\d+) +(\S+){_THREE}(?: +\([^()]*\))?")
-    if not rows or [int(n) for n, *_ in rows] != list(range(len(rows))):
+    after = piece.splitlines()[len(rows) + 1 : len(rows) + 2]
+    if not rows or [int(n) for n, *_ in rows] != list(range(len(rows))) or any(line.strip() for line in after):
         raise _Unreadable("the positions cannot be read")
     symbols = [symbol.title() for _, symbol, *_ in rows]
     if unknown := sorted({symbol for symbol in symbols if symbol not in atomic_numbers or symbol == "X"}):
@@ -97,6 +98,7 @@ def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
         raise _Unreadable("the SCF did not converge")
     if not energies:
         raise _Unreadable("the run ended within the SCF")
+    _whole(piece[: energies[0].start()])
     if "Legendre-transformed energies" in piece:
         raise _Unreadable("the number of electrons follows an electrode potential")
     if len(energies) > 1:
@@ -122,6 +124,14 @@ def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
     if _density_is_fixed(piece[: energies[0].start()]):
         return Unconverged(atoms, "GPAW: the density is fixed, as for a band structure, and not self-consistent")
     return atoms
+
+
+def _whole(scf: str) -> None:
+    """Raises `_Unreadable` if iterations are missing, as in files of which a part is lost."""
+    numbers = [int(n) for n in re.findall(r"^[# ]*iter: +(\d+) ", scf, re.MULTILINE)]
+    last = re.search(r"^(?:Converged after|SCF steps:|scf_steps:) +(\d+)", scf, _FLAGS)
+    if numbers != list(range(1, len(numbers) + 1)) or (last and numbers and int(last[1]) != numbers[-1]):
+        raise _Unreadable("iterations of the SCF are missing")
 
 
 def _float(text: str) -> float:
