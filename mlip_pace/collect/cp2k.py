@@ -1,9 +1,9 @@
 """CP2K: what it prints, 2.5 to 2026: coordinates, cell, energy, forces, stress.
 
-Forces need `FORCE_EVAL/PRINT/FORCES ON`, stress `PRINT/STRESS_TENSOR ON`. CP2K prints coordinates at the beginning of a run;
-later steps have none, unless `SUBSYS/PRINT/ATOMIC_COORDINATES` asks for them, and are then left out by name (extended XYZ made
-from the trajectory files serves better there). Coordinates and cell stand before the energy of their step, forces and stress
-behind it. CP2K: hartree, hartree/bohr, or the unit in brackets; a stress in GPa (bar in some versions) that is positive under
+Forces need `FORCE_EVAL/PRINT/FORCES ON`, stress `PRINT/STRESS_TENSOR ON`. CP2K prints coordinates at the beginning of a run
+only, so later steps of molecular dynamics and of an optimization are left out by name (extended XYZ made from the trajectory
+files serves better there). Coordinates and cell stand before the energy of their step, forces and stress behind it.
+CP2K: hartree, hartree/bohr, or the unit in brackets; a stress in GPa (bar in some versions) that is positive under
 compression, the opposite of ASE. The energy of a smeared calculation includes -TS, as its forces do.
 """
 
@@ -38,6 +38,8 @@ _STRESS = re.compile(
 _NEXT = re.compile(
     r"SCF WAVEFUNCTION OPTIMIZATION|SCF run|ATOMIC COORDINATES IN|CELL\| Vector|MD\| Step|STEP NUMBER", re.IGNORECASE
 )
+# What is printed behind an energy: between coordinates and an energy, one is missing.
+_RESULTS = re.compile(r"ATOMIC FORCES|FORCES\||STRESS\||STRESS TENSOR|MD_INI\||INITIAL POTENTIAL ENERGY|OPT\| Step|at step =")
 _VARIABLE = re.compile(r"GLOBAL\| Run type +CELL_OPT|Ensemble type +(?:NPT|NPE)", re.IGNORECASE)
 
 _ENERGIES = {"a.u.": Hartree, "hartree": Hartree, "ev": 1.0, "ry": Ry, "kcalmol": kcal / mol, "kjmol": kJ / mol}
@@ -52,7 +54,7 @@ class _Geometry:
     atoms: Atoms | None = None  # positions, without a cell
     cell: Any = None
     pbc: tuple[bool, bool, bool] = (True, True, True)
-    lost: str = "no coordinates are printed for this step (FORCE_EVAL/SUBSYS/PRINT/ATOMIC_COORDINATES)"
+    lost: str = "no coordinates are printed for this step"
 
 
 class _Unreadable(Exception):
@@ -79,8 +81,6 @@ def _read_run(text: str) -> Iterator[Frame]:
         behind = text[energy.end() : energies[n + 1].start() if n + 1 < len(energies) else len(text)]
         try:
             geometry = _moved(before, geometry, variable)
-            if len(_FORCES.findall(before)) > (n > 0):
-                raise _Unreadable("an energy is missing")
             if (not parts <= {"QS", "SIRIUS"} and len(parts) > 1) or parts & {"MIXED", "QMMM", "QMMMX", "EMBED"}:
                 raise _Unreadable(f"the energy is put together from several parts ({', '.join(sorted(parts))})")
             if geometry.lost:
@@ -146,6 +146,8 @@ def _moved(text: str, before: _Geometry, variable: bool) -> _Geometry:
         lost = "there are several sets of coordinates for one energy"
     elif any(abs(other - cell).max() > 1e-6 for other in cells):
         lost = "there are several cells for one energy"
+    elif _RESULTS.search(text[list(_COORDINATES.finditer(text))[-1].end() :]):
+        lost = "an energy is missing"
     elif cell is None or (variable and not cells):
         lost = "no cell is printed for this step"
     return _Geometry(_atoms(*tables[-1], text), cell, pbc, lost)
@@ -182,9 +184,13 @@ def _cell(text: str) -> Any:
         raise _Unreadable("the cell cannot be read")
     digits = [len(x.rpartition(".")[2]) for x in re.findall(_REAL, lines[0])]
     angles = [float(x) for x in re.findall(r"^ *CELL\| Angle \(.,.\), \w+ +\[degree\]: +([\d.]+) *\n", text, re.MULTILINE)[:3]]
-    if digits[-1] <= digits[0] or len(angles) < 3:
+    if digits[-1] <= digits[0]:
         return printed
+    if len(angles) < 3:
+        raise _Unreadable("the cell cannot be read")
     exact = Cell.fromcellpar([*lengths, *angles]).array
+    if abs(exact - printed).max() < 1e-3:
+        return exact  # as CP2K itself turns a cell that is given by lengths and angles
     # The rotation (and reflection) that takes the exact cell closest to the printed one.
     left, _, right = np.linalg.svd(exact.T @ printed)
     turned = exact @ left @ right

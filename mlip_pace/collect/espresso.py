@@ -96,7 +96,7 @@ def _read_run(text: str) -> Iterator[Frame]:
         frames.append(f"pw.x: {lost}" if lost else frame)
         if match := _COUNT.search(piece):
             now, before, count = int(match[1]), count, int(match[1])
-            if now != before + 1 and (before or not continued):
+            if now != before + 1 and (before or not continued) and not isinstance(frames[-1], str):
                 frames[-1] = f"pw.x: steps are missing: step {now} comes after step {before}"
     yield from frames or ["pw.x: the run ended before its first SCF"]
 
