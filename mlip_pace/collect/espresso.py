@@ -250,7 +250,7 @@ def _frame(piece: str, atoms: Atoms, run: _Run) -> Frame | None:
     accuracy = re.search(rf"estimated scf accuracy +< +{_REAL} Ry", piece[at:])
     if failed:
         return Unconverged(atoms, "pw.x: the SCF did not converge")
-    if accuracy and not hybrid and _float(accuracy[1]) > 1.01 * run.threshold:
+    if accuracy and not hybrid and _float(accuracy[1]) > 1.06 * run.threshold:
         reason = f"pw.x: the SCF stopped at {accuracy[1]} Ry, above its threshold of {run.threshold:.1e} Ry (scf_must_converge)"
         return Unconverged(atoms, reason)
     if run.potentiostat:

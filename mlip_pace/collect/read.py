@@ -44,7 +44,7 @@ def _structures(piece: Piece) -> Iterator[Frame]:
         yield from frames.read(path)
     elif kind in _TEXTS:
         with opened(path) as content:
-            yield from _TEXTS[kind](content.read().decode(errors="replace"))
+            yield from _TEXTS[kind](content.read().decode(errors="replace").replace("\r\n", "\n"))
     elif kind == "vasp-xml":
         yield from vasp.read_xml(path)
     else:

@@ -12,7 +12,9 @@ from conftest import RAW
 from hypothesis import given
 
 from mlip_pace.collect.espresso import read_output
-from mlip_pace.collect.files import Unconverged
+from mlip_pace.collect.extxyz import Piece
+from mlip_pace.collect.files import Unconverged, find_files
+from mlip_pace.collect.read import read_frames
 
 NUMBER = r"(-?\d+\.\d+)"
 RUNS = ["al.scf.pwo", "al.relax.pwo", "si.vc-relax.pwo.gz", "si.md.pwo.gz", "si.hybrid.pwo.gz", "si.not-met.pwo.gz"]
@@ -151,6 +153,13 @@ def test_an_electrode_potential_is_named():
     (frame,) = read_output(text)
     assert isinstance(frame, Unconverged)
     assert "FCP" in frame.reason
+
+
+def test_line_ends_of_windows(tmp_path):
+    (tmp_path / "al.pwo").write_bytes(raw("al.relax.pwo").replace("\n", "\r\n").encode())
+    (file,) = find_files(str(tmp_path))
+    only_frames_of(list(read_output(raw("al.relax.pwo"))), frames := list(read_frames(Piece(file))))
+    assert len(frames) == 4
 
 
 def test_several_runs_in_a_file():

@@ -38,7 +38,7 @@ def labels_of(atoms: Atoms):
     return audit.checked(atoms, audit.labels(atoms, KEYS)[0], None, 5.0)[:3]
 
 
-@pytest.mark.parametrize("name", ["pw.out", "scf.log", "run.txt", "output", "pw.out.gz"])
+@pytest.mark.parametrize("name", ["pw.out", "scf.log", "run.txt", "output", "pw.out.gz", "pw.out.1", "pw.out_2"])
 def test_outputs_are_known_by_their_banner(tmp_path, name):
     for raw, kind in (("al.scf.pwo", "espresso-out"), ("al_vacancy_1.gpaw.txt", "gpaw-out")):
         content = (RAW / raw).read_bytes()
