@@ -1,82 +1,247 @@
-"""Reads what CP2K prints (ASE has no reader for its output): coordinates, cell, energy, forces, stress.
+"""CP2K: what it prints, 2.5 to 2026: coordinates, cell, energy, forces, stress.
 
-Forces need `FORCE_EVAL/PRINT/FORCES ON`, stress `PRINT/STRESS_TENSOR ON`. In molecular dynamics CP2K prints coordinates only
-once; later steps are then reported as incomplete (extended XYZ made from the trajectory files serves better there).
-CP2K: hartree, hartree/bohr, and a stress in GPa (bar in old versions) that is positive under compression, the opposite of ASE.
+Forces need `FORCE_EVAL/PRINT/FORCES ON`, stress `PRINT/STRESS_TENSOR ON`. CP2K prints coordinates at the beginning of a run
+only, so later steps of molecular dynamics and of an optimization are left out by name (extended XYZ made from the trajectory
+files serves better there). Coordinates and cell stand before the energy of their step, forces and stress behind it.
+CP2K: hartree, hartree/bohr, or the unit in brackets; a stress in GPa (bar in some versions) that is positive under
+compression, the opposite of ASE. The energy of a smeared calculation includes -TS, as its forces do.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.units import Bohr, GPa, Hartree, bar
+from ase.cell import Cell
+from ase.data import atomic_numbers
+from ase.units import Bohr, GPa, Hartree, Ry, bar, kcal, kJ, mol
 
-from mlip_pace.collect.files import Frame
+from mlip_pace.collect.files import Frame, Unconverged
 
-_NUMBER = r"([-+]?\d[\d.]*(?:[EeDd][-+]?\d+)?)"
+_REAL = r"([-+]?\d+\.\d*(?:[EeDd][-+]?\d+)?)"
+_THREE = rf"\s+{_REAL}\s+{_REAL}\s+{_REAL}"
+_RUN = re.compile(r"^ *CP2K\| version string", re.MULTILINE)
+_ENERGY = re.compile(r"^ *ENERGY\| Total FORCE_EVAL \( (\w+) +\) energy [\[(](.+?)[\])]:? +(\S+) *\n", re.MULTILINE)
+_FREE = re.compile(r"^ *ENERGY\| Total FORCE_EVAL \( \w+ +\) free energy \[.+?\]:? +(\S+) *\n", re.MULTILINE)
+_COORDINATES = re.compile(r"^ *MODULE (\w+): +ATOMIC COORDINATES IN (\w+) *\n", re.MULTILINE | re.IGNORECASE)
+_CELL = re.compile(r"(?:^ *CELL\| (?:Volume|Vector|Angle) .*\n)+", re.MULTILINE)
+_FORCES = re.compile(r"^ *(?:ATOMIC FORCES in|FORCES\| Atomic forces) \[(.+?)\] *\n", re.MULTILINE)
+_STRESS = re.compile(
+    r"^ *(?:STRESS\| (?:Analytical|Numerical) stress tensor|(?:NUMERICAL )?STRESS TENSOR) \[(.+?)\]", re.MULTILINE
+)
+# What begins the next step: forces and stress behind it are not of this energy.
+_NEXT = re.compile(
+    r"SCF WAVEFUNCTION OPTIMIZATION|SCF run|ATOMIC COORDINATES IN|CELL\| Vector|MD\| Step|STEP NUMBER", re.IGNORECASE
+)
+# What is printed behind an energy: between coordinates and an energy, one is missing.
+_RESULTS = re.compile(r"ATOMIC FORCES|FORCES\||STRESS\||STRESS TENSOR|MD_INI\||INITIAL POTENTIAL ENERGY|OPT\| Step|at step =")
+_VARIABLE = re.compile(r"GLOBAL\| Run type +CELL_OPT|Ensemble type +(?:NPT|NPE)", re.IGNORECASE)
+
+_ENERGIES = {"a.u.": Hartree, "hartree": Hartree, "ev": 1.0, "ry": Ry, "kcalmol": kcal / mol, "kjmol": kJ / mol}
+_LENGTHS = {"bohr": Bohr, "angstrom": 1.0}
+_PRESSURES = {"gpa": GPa, "mpa": GPa / 1e3, "pa": GPa / 1e9, "kbar": 1e3 * bar, "bar": bar, "atm": 1.01325 * bar}
 
 
-def read_output(lines: Iterable[str]) -> Iterator[Frame]:
-    """A structure for each energy that CP2K printed; for one that is incomplete, the reason."""
-    cell: dict[str, list[float]] = {}
-    symbols: list[str] = []
-    positions: list[list[float]] = []
-    periodic = "XYZ"
-    energy: float | None = None
-    forces: list[list[float]] = []
-    stress: list[list[float]] = []
-    stress_unit, section = GPa, ""
-    fresh = False
+@dataclass(frozen=True)
+class _Geometry:
+    """What is in force at an energy; `lost` says why it is not known."""
 
-    def finished() -> Iterator[Frame]:
-        nonlocal fresh
-        if energy is None:
-            return
-        if not fresh:
-            yield "CP2K printed no coordinates for this step"
-        elif not forces:
-            yield "CP2K printed no forces (FORCE_EVAL/PRINT/FORCES)"
-        else:
-            pbc = [axis in periodic for axis in "XYZ"]
-            atoms = Atoms(symbols, positions, cell=[cell[v] for v in "abc"], pbc=pbc)
-            results = {"energy": energy * Hartree, "forces": np.array(forces) * Hartree / Bohr}
-            if stress:
-                results["stress"] = -np.array(stress)[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * stress_unit
-            atoms.calc = SinglePointCalculator(atoms, **results)
-            yield atoms
-        fresh = False
+    atoms: Atoms | None = None  # positions, without a cell
+    cell: Any = None
+    pbc: tuple[bool, bool, bool] = (True, True, True)
+    lost: str = "no coordinates are printed for this step"
 
-    for line in lines:
-        words = line.split()
-        if match := re.match(rf"\s*CELL\| Vector ([abc]) \[angstrom\]:\s+{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}", line):
-            cell[match[1]] = [float(x) for x in match.groups()[1:]]
-        elif match := re.match(r"\s*CELL\| Periodicity\s+(\w+)", line):
-            periodic = match[1]
-        elif re.search(r"ATOMIC COORDINATES IN ANGSTROM", line, re.IGNORECASE):
-            yield from finished()
-            energy, forces, stress, symbols, positions, section, fresh = None, [], [], [], [], "coordinates", True
-        elif match := re.match(rf"\s*ENERGY\| Total FORCE_EVAL.*:\s+{_NUMBER}", line):
-            yield from finished()
-            energy, forces, stress, section = float(match[1]), [], [], ""
-        elif "ATOMIC FORCES in [a.u.]" in line:
-            section = "forces"
-        elif "SUM OF ATOMIC FORCES" in line:
-            section = ""
-        elif match := re.match(
-            r"\s*STRESS\| Analytical stress tensor \[(\w+)\]|\s*STRESS\| Numerical stress tensor \[(\w+)\]", line
-        ):
-            stress_unit, stress = {"GPa": GPa, "bar": bar}[match[1] or match[2]], []
-        elif len(stress) < 3 and (match := re.match(rf"\s*STRESS\|\s+[xyz]\s+{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}\s*$", line)):
-            stress.append([float(x) for x in match.groups()])
-        elif section == "coordinates" and symbols and not words:
-            section = ""
-        elif section == "coordinates" and len(words) >= 7 and words[0].isdigit():
-            symbols.append(words[2])
-            positions.append([float(x) for x in words[4:7]])
-        elif section == "forces" and len(words) == 6 and words[0].isdigit():
-            forces.append([float(x) for x in words[3:6]])
-    yield from finished()
+
+class _Unreadable(Exception):
+    """A part of the output is not what CP2K writes; says which."""
+
+
+def read_output(text: str) -> Iterator[Frame]:
+    """A structure for each energy that CP2K printed; for one that is incomplete or does not fit, the reason."""
+    starts = [match.start() for match in _RUN.finditer(text)] or [0]
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        yield from _read_run(text[start:end])
+
+
+def _read_run(text: str) -> Iterator[Frame]:
+    energies = list(_ENERGY.finditer(text))
+    if not energies:
+        yield "CP2K: the run ended before its first energy"
+        return
+    parts = {match[1] for match in energies}
+    variable = _VARIABLE.search(text) is not None or len(set(re.findall(r"^ *CELL\| Volume.*", text, re.MULTILINE))) > 1
+    geometry = _Geometry()
+    for n, energy in enumerate(energies):
+        before = text[energies[n - 1].end() if n else 0 : energy.start()]
+        behind = text[energy.end() : energies[n + 1].start() if n + 1 < len(energies) else len(text)]
+        try:
+            geometry = _moved(before, geometry, variable)
+            if (not parts <= {"QS", "SIRIUS"} and len(parts) > 1) or parts & {"MIXED", "QMMM", "QMMMX", "EMBED"}:
+                raise _Unreadable(f"the energy is put together from several parts ({', '.join(sorted(parts))})")
+            if geometry.lost:
+                raise _Unreadable(geometry.lost)
+            atoms = _labelled(geometry, energy, behind[: found.start()] if (found := _NEXT.search(behind)) else behind)
+            reason = _not_valid(text, before, energy[1])
+            yield Unconverged(atoms, f"CP2K: {reason}") if reason else atoms
+        except _Unreadable as reason:
+            yield f"CP2K: {reason}"
+
+
+def _not_valid(text: str, before: str, method: str) -> str:
+    """Why the energy is not one of DFT's ground state, or nothing."""
+    inner, outer = (re.findall(rf"{loop} (converged|NOT converged|FAILED)", before) for loop in ("SCF run", "outer SCF loop"))
+    if (outer or inner or ["converged"])[-1] != "converged":  # with an outer loop, inner ones may end before
+        return "the SCF did not converge"
+    if method not in ("QS", "SIRIUS"):
+        return f"the energy is that of {method}, not of DFT"
+    if approximation := re.search(r"^ *(xTB|DFTB)\| ", text, re.MULTILINE | re.IGNORECASE):
+        return f"the energy is that of {approximation[1]}, not of DFT"
+    if dynamics := re.search(r"GLOBAL\| Run type +(RT_PROPAGATION|EHRENFEST_DYN)", text):
+        return f"electrons move ({dynamics[1]}) and are not in their ground state"
+    return ""
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text.replace("D", "E").replace("d", "e"))
+    except ValueError:
+        raise _Unreadable(f"{text} is no number") from None
+
+
+def _unit(units: dict[str, float], name: str) -> float:
+    if name.lower() not in units:
+        raise _Unreadable(f"the unit {name} is not known")
+    return units[name.lower()]
+
+
+def _rows(text: str, pattern: str) -> list[tuple[str, ...]]:
+    """The lines that match the pattern up to their end, from the first one on, without a gap."""
+    rows: list[tuple[str, ...]] = []
+    for line in text.splitlines(keepends=True):
+        match = re.fullmatch(pattern + r"\s*\n", line)
+        if match:
+            rows.append(match.groups())
+        elif rows:
+            break
+    return rows
+
+
+def _moved(text: str, before: _Geometry, variable: bool) -> _Geometry:
+    """The geometry after the text before an energy. Raises `_Unreadable`."""
+    tables = [(match[2], _rows(text[match.end() :], _SITE)) for match in _COORDINATES.finditer(text)]
+    cells = [_cell(match[0]) for match in _CELL.finditer(text)]
+    pbc = before.pbc
+    for periodic in re.findall(r"^ *CELL\| Periodicity +(XYZ|XY|XZ|YZ|X|Y|Z|NONE) *\n", text, re.MULTILINE):
+        pbc = (("X" in periodic), ("Y" in periodic), ("Z" in periodic))
+    cell = cells[-1] if cells else before.cell
+    if not tables:
+        return _Geometry(None, cell, pbc)
+    lost = ""
+    if any(rows != tables[0][1] for _, rows in tables):
+        lost = "there are several sets of coordinates for one energy"
+    elif any(abs(other - cell).max() > 1e-6 for other in cells):
+        lost = "there are several cells for one energy"
+    elif _RESULTS.search(text[list(_COORDINATES.finditer(text))[-1].end() :]):
+        lost = "an energy is missing"
+    elif cell is None or (variable and not cells):
+        lost = "no cell is printed for this step"
+    return _Geometry(_atoms(*tables[-1], text), cell, pbc, lost)
+
+
+_SITE = rf" *(\d+) +\d+ +([A-Za-z]{{1,2}}) +(\d+){_THREE} +([\d.]+) +[\d.]+"
+
+
+def _atoms(unit: str, rows: list[tuple[str, ...]], text: str) -> Atoms:
+    count = re.search(r"^ +- Atoms: +(\d+) *\n", text, re.MULTILINE)
+    if [int(n) for n, *_ in rows] != [n + 1 for n in range(int(count[1]) if count else max(len(rows), 1))]:
+        raise _Unreadable("the coordinates cannot be read")
+    symbols = [symbol.title() for _, symbol, *_ in rows]
+    if [atomic_numbers.get(symbol) for symbol in symbols] != [int(number) for _, _, number, *_ in rows]:
+        raise _Unreadable("the elements cannot be read")
+    if any(float(charge) == 0 for *_, charge in rows):
+        raise _Unreadable("there are ghost atoms")
+    return Atoms(symbols, np.array([[_float(x) for x in row[3:6]] for row in rows]) * _unit(_LENGTHS, unit))
+
+
+def _cell(text: str) -> Any:
+    """The vectors in Å: printed to 0.001, with the lengths and angles, which newer versions print with more digits."""
+    vectors, lengths = [], []
+    lines = [line for line in text.splitlines() if "CELL| Vector" in line]
+    for name, line in zip("abc", lines, strict=False):
+        match = re.fullmatch(rf" *CELL\| Vector {name} \[(\w+)\]:{_THREE} +\|{name}\| = +{_REAL} *", line, re.IGNORECASE)
+        if not match:
+            raise _Unreadable("the cell cannot be read")
+        unit = _unit(_LENGTHS, match[1])
+        vectors.append([_float(x) * unit for x in match.groups()[1:4]])
+        lengths.append(_float(match[5]) * unit)
+    printed = np.array(vectors)
+    if len(lines) != 3 or abs(np.linalg.norm(printed, axis=1) - lengths).max() > 2e-3:
+        raise _Unreadable("the cell cannot be read")
+    digits = [len(x.rpartition(".")[2]) for x in re.findall(_REAL, lines[0])]
+    angles = [float(x) for x in re.findall(r"^ *CELL\| Angle \(.,.\), \w+ +\[degree\]: +([\d.]+) *\n", text, re.MULTILINE)[:3]]
+    if digits[-1] <= digits[0]:
+        return printed
+    if len(angles) < 3:
+        raise _Unreadable("the cell cannot be read")
+    exact = Cell.fromcellpar([*lengths, *angles]).array
+    if abs(exact - printed).max() < 1e-3:
+        return exact  # as CP2K itself turns a cell that is given by lengths and angles
+    # The rotation (and reflection) that takes the exact cell closest to the printed one.
+    left, _, right = np.linalg.svd(exact.T @ printed)
+    turned = exact @ left @ right
+    if abs(turned - printed).max() > 2e-3:
+        raise _Unreadable("the lengths and angles are not those of the cell's vectors")
+    return turned
+
+
+def _labelled(geometry: _Geometry, energy: re.Match[str], behind: str) -> Atoms:
+    """The atoms with what is printed behind their energy."""
+    bare = geometry.atoms
+    assert bare is not None
+    # SIRIUS prints an energy without -TS and the free energy, to which the forces belong.
+    value = free[1] if (free := _FREE.search(behind)) else energy[3]
+    labels: dict[str, Any] = {"energy": _float(value) * _unit(_ENERGIES, energy[2])}
+    labels["free_energy"] = labels["energy"]
+    if found := _FORCES.search(behind):
+        labels["forces"] = _forces(behind[found.end() :], list(bare.symbols)) * _force_unit(found[1])
+    elif len(bare) > 1:
+        raise _Unreadable("no forces are printed (FORCE_EVAL/PRINT/FORCES)")
+    if found := _STRESS.search(behind):
+        rows = _rows(behind[found.end() :], rf" *(?:STRESS\|)? +[xyzXYZ]{_THREE}")
+        tensor = np.array([[_float(x) for x in row] for row in rows[:3]])
+        if tensor.shape != (3, 3) or abs(tensor - tensor.T).max() > 1e-3 * (1 + abs(tensor).max()):
+            raise _Unreadable("the stress cannot be read")
+        labels["stress"] = -tensor[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * _unit(_PRESSURES, found[1])
+    atoms = Atoms(bare.numbers, bare.positions, cell=geometry.cell, pbc=geometry.pbc)
+    atoms.calc = SinglePointCalculator(atoms, **labels)
+    return atoms
+
+
+def _force_unit(name: str) -> float:
+    match = re.fullmatch(r"(\w+)(?:/(\w+)|\*(\w+)\^-1)", name)
+    if name.lower() == "a.u.":
+        return Hartree / Bohr
+    if not match:
+        raise _Unreadable(f"the unit {name} is not known")
+    return _unit(_ENERGIES, match[1]) / _unit(_LENGTHS, match[2] or match[3])
+
+
+def _forces(text: str, symbols: list[str]) -> Any:
+    """(n, 3) as printed: by atom, kind and element, or behind `FORCES|` by atom and with their length."""
+    rows = _rows(text, rf" *(\d+) +\d+ +([A-Za-z]{{1,2}}){_THREE}")
+    if not rows:
+        rows = [(n, "", *xyz) for n, *xyz in _rows(text, rf" *FORCES\| +(\d+){_THREE} +[\d.E+-]+")]
+    if [int(n) for n, *_ in rows] != [n + 1 for n in range(len(symbols))]:
+        raise _Unreadable(f"the forces cannot be read: {len(symbols)} are expected")
+    if any(symbol and symbol.title() != own for (_, symbol, *_), own in zip(rows, symbols, strict=True)):
+        raise _Unreadable("the forces are those of other elements")
+    forces = np.array([[_float(x) for x in xyz] for _, _, *xyz in rows])
+    total = re.search(rf"^ *(?:SUM OF ATOMIC FORCES|FORCES\| Sum){_THREE}", text, re.MULTILINE)
+    if total and abs(forces.sum(axis=0) - [_float(x) for x in total.groups()]).max() > 1e-6 * (1 + len(symbols)):
+        raise _Unreadable("the forces do not add up to their sum")
+    return forces

@@ -97,13 +97,13 @@ def _vasp_tag(path: Path) -> str:
 
 
 def format_of(path: Path) -> str | None:
-    """ASE's name of a file's format, by its name; by the program's banner for `.out`, `.log` and `.txt`; else None."""
+    """ASE's name of a file's format, by its name; by the program's banner for `.out`, `.log`, `.txt`; else None."""
     name = _plain_name(path).lower()
     if re.match(r"vasprun.*xml", name):
         return "vasp-xml"
     if name.startswith("outcar") or name.endswith(".outcar"):
         return "vasp-out"
-    if name.endswith((".out", ".log", ".txt")) or "." not in name:
+    if re.search(r"\.(out|log|txt)(\W|_|\d|$)", name) or "." not in name:  # also `pw.out.1`
         start = _head(path)
         return next((kind for banner, kind in _PROGRAMS.items() if banner in start), None)
     kind = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)

@@ -1,26 +1,169 @@
-"""GPAW: its text output."""
+"""GPAW: its text output, of 0.9 to 26, one run or several in a file, in the layouts of the old and the new code.
+
+GPAW prints positions before the SCF, the cell with them where it may have changed, then the energy, forces and stress (eV, Å;
+ASE's sign). The energy that belongs to the forces is the free energy, not the one extrapolated to zero smearing that ASE reads.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 from ase import Atoms
-from ase.io import iread
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import atomic_numbers
 
-from mlip_pace.collect.files import Frame, opened
+from mlip_pace.collect.files import Frame, Unconverged
+
+_REAL = r"([-+]?\d+\.\d+)"
+_THREE = rf"\s+{_REAL}\s+{_REAL}\s+{_REAL}"
+_LIST = rf" *\[ *{_REAL}, *{_REAL}, *{_REAL}\][,\]]"  # as the new code prints vectors
+_FLAGS = re.MULTILINE | re.IGNORECASE
+_RUN = re.compile(r"^ *\|__ \|  _\|___\|_____\|", re.MULTILINE)
+_POSITIONS = re.compile(r"^Positions: *\n", _FLAGS)
+_CELL = re.compile(r"^Unit cell: *\n.*periodic.*\n(?: *-+ *\n)?", _FLAGS)
+_FREE = re.compile(r"^Free energy: *(\S+) *\n", _FLAGS)
+_FORCES = re.compile(r"^(?:Forces in eV/Ang: *|forces: \[ +# eV/Ang *)\n", _FLAGS)
+_STRESS = re.compile(r"^stress tensor:(?: *| \[ +# eV/Ang\^3 *)\n", _FLAGS)
+_VDW = re.compile(r"^vdW correction: *(\S+) *\n", re.MULTILINE)
 
 
-def read(path: Path) -> Iterator[Frame]:
-    """ASE reads the energy extrapolated to zero smearing; the one that belongs to the forces is the free energy."""
-    with opened(path) as file:
-        free = [float(value) for value in re.findall(rb"^Free energy: +(\S+)", file.read(), re.MULTILINE)]
-    frames = list(iread(str(path), index=":", format="gpaw-out"))
-    for n, atoms in enumerate(frames):
-        assert isinstance(atoms, Atoms)
-        if len(free) != len(frames):
-            yield f"{len(free)} free energies for {len(frames)} structures"
-            continue
-        atoms.calc.results["free_energy"] = free[n]
-        yield atoms
+class _Unreadable(Exception):
+    """A part of the output is not what GPAW writes; says which."""
+
+
+def read_output(text: str) -> Iterator[Frame]:
+    """A structure for each set of positions; for one that is incomplete or does not fit, the reason."""
+    starts = [match.start() for match in _RUN.finditer(text)] or [0]
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        yield from _read_run(text[start:end])
+
+
+def _read_run(text: str) -> Iterator[Frame]:
+    cuts = [match.start() for match in _POSITIONS.finditer(text)]
+    if not cuts:
+        yield "GPAW: the run ended before its first positions"
+    cell = _NO_CELL
+    before = ""
+    for begin, end in zip(cuts, [*cuts, len(text)][1:], strict=True):
+        piece = text[begin:end]
+        if re.search(r"^System changes:.*\bcell\b", before, re.MULTILINE):
+            cell = _NO_CELL
+        before = piece
+        try:
+            if found := _CELL.search(piece):
+                cell = _NO_CELL
+                cell = _cell(piece[found.end() :])
+            yield _frame(piece, *cell)
+        except _Unreadable as reason:
+            yield f"GPAW: {reason}"
+
+
+_NO_CELL: tuple[Any, list[bool]] = (None, [])
+
+
+def _rows(text: str, pattern: str, count: int | None = None) -> list[tuple[str, ...]]:
+    """The lines from the first one on that match the pattern up to their end, up to `count`."""
+    rows: list[tuple[str, ...]] = []
+    for line in text.splitlines(keepends=True)[:count]:
+        match = re.fullmatch(pattern + r"\s*\n", line)
+        if not match:
+            break
+        rows.append(match.groups())
+    return rows
+
+
+def _cell(text: str) -> tuple[Any, list[bool]]:
+    """The vectors in Å, and whether each of them is periodic."""
+    rows = _rows(text, rf" *(\d)\. axis: +(yes|no){_THREE} +\d+ +[\d.]+", 3)
+    if [n for n, *_ in rows] != ["1", "2", "3"]:
+        raise _Unreadable("the cell cannot be read")
+    return np.array([[float(x) for x in xyz] for _, _, *xyz in rows]), [periodic == "yes" for _, periodic, *_ in rows]
+
+
+def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
+    rows = _rows(piece.partition("\n")[2], rf" *(\d+) +(\S+){_THREE}(?: +\([^()]*\))?")
+    after = piece.splitlines()[len(rows) + 1 : len(rows) + 2]
+    if not rows or [int(n) for n, *_ in rows] != list(range(len(rows))) or any(line.strip() for line in after):
+        raise _Unreadable("the positions cannot be read")
+    symbols = [symbol.title() for _, symbol, *_ in rows]
+    if unknown := sorted({symbol for symbol in symbols if symbol not in atomic_numbers or symbol == "X"}):
+        raise _Unreadable(f"{', '.join(unknown)}: no chemical element")
+    if cell is None:
+        raise _Unreadable("no cell is printed for these positions")
+    energies = list(_FREE.finditer(piece))
+    if "Did not converge" in piece:
+        raise _Unreadable("the SCF did not converge")
+    if not energies:
+        raise _Unreadable("the run ended within the SCF")
+    _whole(piece[: energies[0].start()])
+    if "Legendre-transformed energies" in piece:
+        raise _Unreadable("the number of electrons follows an electrode potential")
+    if len(energies) > 1:
+        raise _Unreadable("there is more than one energy for the same positions")
+    results = piece[energies[0].end() :]
+    labels: dict[str, Any] = {"energy": _float(energies[0][1])}
+    vdw = _VDW.search(results)
+    if vdw:  # with the forces that follow; the stress is still that without it
+        labels["energy"] += _float(vdw[1])
+        results = results[vdw.end() :]
+    labels["free_energy"] = labels["energy"]
+    forces = [match.end() for match in _FORCES.finditer(results)]
+    if len(forces) > 1:
+        raise _Unreadable("there is more than one set of forces for the same positions")
+    if forces:
+        labels["forces"] = _forces(results[forces[0] :], symbols)
+    elif len(symbols) > 1:
+        raise _Unreadable("no forces are printed")
+    if (found := _STRESS.search(results)) and not vdw:
+        labels["stress"] = _stress(results[found.end() :])
+    atoms = Atoms(symbols, [[float(x) for x in row[2:5]] for row in rows], cell=cell, pbc=pbc)
+    atoms.calc = SinglePointCalculator(atoms, **labels)
+    if _density_is_fixed(piece[: energies[0].start()]):
+        return Unconverged(atoms, "GPAW: the density is fixed, as for a band structure, and not self-consistent")
+    return atoms
+
+
+def _whole(scf: str) -> None:
+    """Raises `_Unreadable` if iterations are missing, as in files of which a part is lost."""
+    numbers = [int(n) for n in re.findall(r"^[# ]*iter: +(\d+) ", scf, re.MULTILINE)]
+    last = re.search(r"^(?:Converged after|SCF steps:|scf_steps:) +(\d+)", scf, _FLAGS)
+    if numbers != list(range(1, len(numbers) + 1)) or (last and numbers and int(last[1]) != numbers[-1]):
+        raise _Unreadable("iterations of the SCF are missing")
+
+
+def _float(text: str) -> float:
+    if not re.fullmatch(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?", text):
+        raise _Unreadable(f"{text} is no energy")
+    return float(text)
+
+
+def _forces(text: str, symbols: list[str]) -> Any:
+    """(n, 3) in eV/Å."""
+    rows = _rows(text, rf" *(\d+) +(\S+){_THREE}")
+    rows = rows or [(n, symbol, *xyz) for *xyz, symbol, n in _rows(text, _LIST + r" +# (\S+) +(\d+)")]
+    if [(int(n), symbol.title()) for n, symbol, *_ in rows] != list(enumerate(symbols)):
+        raise _Unreadable(f"the forces cannot be read: {len(symbols)} are expected")
+    return np.array([[float(x) for x in xyz] for _, _, *xyz in rows])
+
+
+def _stress(text: str) -> Any:
+    """(6,) in eV/Å^3."""
+    rows = _rows(text, _THREE, 3) or _rows(text, _LIST, 3)
+    tensor = np.array([[float(x) for x in row] for row in rows])
+    if tensor.shape != (3, 3) or abs(tensor - tensor.T).max() > 1e-5 + 1e-3 * abs(tensor).max():
+        raise _Unreadable("the stress cannot be read")
+    return tensor[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+
+
+def _density_is_fixed(scf: str) -> bool:
+    """Whether the column of the change of density stays empty."""
+    if "Fixing the initial density" in scf:
+        return True
+    header = re.search(r"^.*energy +eigst +dens\b", scf, re.MULTILINE)
+    lines = re.findall(r"^[# ]*iter: .*", scf, re.MULTILINE)
+    if not header or len(lines) < 2:
+        return False
+    return not any(re.search(r"\d", line[len(header[0]) - 6 : len(header[0]) + 1]) for line in lines)

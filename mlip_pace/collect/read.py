@@ -5,13 +5,12 @@ A file that cannot be read, or a frame of it, comes back as a text that says why
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 from ase import Atoms
 from ase.io import iread
 
-from mlip_pace.collect import cp2k, extxyz, frames, gpaw, vasp
+from mlip_pace.collect import cp2k, espresso, extxyz, frames, gpaw, vasp
 from mlip_pace.collect.extxyz import Piece
 from mlip_pace.collect.files import Frame, in_one_line, opened
 from mlip_pace.errors import UnsafeError
@@ -34,17 +33,18 @@ def read_frames(piece: Piece) -> Iterator[Frame]:
         yield f"holds no structure in the format {file.format}"
 
 
+_TEXTS = {"espresso-out": espresso.read_output, "cp2k": cp2k.read_output, "gpaw-out": gpaw.read_output}
+
+
 def _structures(piece: Piece) -> Iterator[Frame]:
     path, kind = piece.file.path, piece.file.format
     if kind == "extxyz":
         yield from extxyz.read(piece)
     elif kind == "pacemaker":
         yield from frames.read(path)
-    elif kind == "cp2k":
-        with opened(path) as lines:
-            yield from cp2k.read_output(io.TextIOWrapper(lines, errors="replace"))
-    elif kind == "gpaw-out":
-        yield from gpaw.read(path)
+    elif kind in _TEXTS:
+        with opened(path) as content:
+            yield from _TEXTS[kind](content.read().decode(errors="replace").replace("\r\n", "\n"))
     elif kind == "vasp-xml":
         yield from vasp.read_xml(path)
     else:
