@@ -6,14 +6,18 @@ A file that cannot be read, or a frame of it, comes back as a text that says why
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from lzma import LZMAError
+from pathlib import Path
 
 from ase import Atoms
 from ase.io import iread
 
-from mlip_pace.collect import cp2k, extxyz, frames, gpaw, vasp
+from mlip_pace.collect import aims, castep, cp2k, extxyz, frames, gpaw, outcar, vasprun
 from mlip_pace.collect.extxyz import Piece
-from mlip_pace.collect.files import Frame, in_one_line, opened
+from mlip_pace.collect.files import Frame, InputFile, in_one_line, opened
 from mlip_pace.errors import UnsafeError
 
 
@@ -34,6 +38,15 @@ def read_frames(piece: Piece) -> Iterator[Frame]:
         yield f"holds no structure in the format {file.format}"
 
 
+# Readers of what a whole file says; all of them take what is there when it ends too early.
+_READERS: dict[str, Callable[[bytes], Iterator[Frame]]] = {
+    "vasp-xml": vasprun.read,
+    "vasp-out": outcar.read,
+    "castep-castep": castep.read,
+    "aims-output": aims.read,
+}
+
+
 def _structures(piece: Piece) -> Iterator[Frame]:
     path, kind = piece.file.path, piece.file.format
     if kind == "extxyz":
@@ -45,9 +58,35 @@ def _structures(piece: Piece) -> Iterator[Frame]:
             yield from cp2k.read_output(io.TextIOWrapper(lines, errors="replace"))
     elif kind == "gpaw-out":
         yield from gpaw.read(path)
-    elif kind == "vasp-xml":
-        yield from vasp.read_xml(path)
+    elif kind in _READERS:
+        yield from _of_a_run(piece.file)
     else:
         for atoms in iread(str(path), index=":", format=kind):
             assert isinstance(atoms, Atoms)
             yield atoms
+
+
+def _of_a_run(file: InputFile) -> Iterator[Frame]:
+    """The frames of a calculation's output; of its other output if this one has none (an empty vasprun.xml, say)."""
+    found = _READERS[file.format](_content(file.path))
+    reasons: list[Frame] = []
+    for frame in found:
+        if not isinstance(frame, str) or file.instead is None:
+            yield from chain(reasons, [frame], found)
+            return
+        reasons.append(frame)
+    if file.instead is not None:
+        yield from _READERS["vasp-out"](_content(file.instead))
+
+
+def _content(path: Path) -> bytes:
+    """All of a file that can be uncompressed; a compressed one can be cut off, too."""
+    parts = []
+    with opened(path) as file:
+        try:
+            while part := file.read(2**20):
+                parts.append(part)
+        except (EOFError, OSError, zlib.error, LZMAError):
+            if not parts:
+                raise
+    return b"".join(parts)
