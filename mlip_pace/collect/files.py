@@ -53,12 +53,13 @@ class InputFile:
     path: Path
     name: str  # as the audit calls it: relative to the data path
     format: str
+    instead: Path | None = None  # another output of the same calculation, for when this one has no structure
 
 
 def find_files(path: str) -> list[InputFile]:
     """The DFT files of a file name, a directory (recursively) or a glob, sorted by name.
 
-    Of a VASP run's OUTCAR and vasprun.xml only the latter is taken. Raises `NoInputError`.
+    Of a VASP run's OUTCAR and vasprun.xml the latter is taken, with the former for when it cannot be read. Raises `NoInputError`.
     """
     given = Path(path)
     if given.is_dir():
@@ -75,11 +76,14 @@ def find_files(path: str) -> list[InputFile]:
         raise NoInputError(f"{path} {exists}", "mount the data there, or set MLIP_PACE_DATA_PATH (or _TEST_PATH)")
     found = {p: kind for p in sorted(candidates) if (kind := format_of(p))}
     runs = {(p.parent, _vasp_tag(p)) for p, kind in found.items() if kind == "vasp-xml"}
+    outcars = {(p.parent, _vasp_tag(p)): p for p, kind in found.items() if kind == "vasp-out"}
     files = []
     for p, kind in found.items():
-        if kind == "vasp-out" and (p.parent, _vasp_tag(p)) in runs:
+        run = (p.parent, _vasp_tag(p))
+        if kind == "vasp-out" and run in runs:
             continue
-        files.append(InputFile(p, str(p.relative_to(root)) if p.is_relative_to(root) else str(p), kind))
+        name = str(p.relative_to(root)) if p.is_relative_to(root) else str(p)
+        files.append(InputFile(p, name, kind, outcars.get(run) if kind == "vasp-xml" else None))
     if not files:
         raise NoInputError(
             f"{path}: none of the {len(candidates)} files there is one that mlip-pace reads",

@@ -5,14 +5,18 @@ A file that cannot be read, or a frame of it, comes back as a text that says why
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from lzma import LZMAError
+from pathlib import Path
 
 from ase import Atoms
 from ase.io import iread
 
-from mlip_pace.collect import cp2k, espresso, extxyz, frames, gpaw, vasp
+from mlip_pace.collect import aims, castep, cp2k, espresso, extxyz, frames, gpaw, outcar, vasprun
 from mlip_pace.collect.extxyz import Piece
-from mlip_pace.collect.files import Frame, in_one_line, opened
+from mlip_pace.collect.files import Frame, InputFile, in_one_line, opened
 from mlip_pace.errors import UnsafeError
 
 
@@ -33,7 +37,20 @@ def read_frames(piece: Piece) -> Iterator[Frame]:
         yield f"holds no structure in the format {file.format}"
 
 
-_TEXTS = {"espresso-out": espresso.read_output, "cp2k": cp2k.read_output, "gpaw-out": gpaw.read_output}
+def _of_text(read: Callable[[str], Iterator[Frame]]) -> Callable[[bytes], Iterator[Frame]]:
+    return lambda content: read(content.decode(errors="replace").replace("\r\n", "\n"))
+
+
+# Readers of what a whole file says; all of them take what is there when it ends too early.
+_READERS: dict[str, Callable[[bytes], Iterator[Frame]]] = {
+    "vasp-xml": vasprun.read,
+    "vasp-out": outcar.read,
+    "castep-castep": castep.read,
+    "aims-output": aims.read,
+    "espresso-out": _of_text(espresso.read_output),
+    "cp2k": _of_text(cp2k.read_output),
+    "gpaw-out": _of_text(gpaw.read_output),
+}
 
 
 def _structures(piece: Piece) -> Iterator[Frame]:
@@ -42,12 +59,35 @@ def _structures(piece: Piece) -> Iterator[Frame]:
         yield from extxyz.read(piece)
     elif kind == "pacemaker":
         yield from frames.read(path)
-    elif kind in _TEXTS:
-        with opened(path) as content:
-            yield from _TEXTS[kind](content.read().decode(errors="replace").replace("\r\n", "\n"))
-    elif kind == "vasp-xml":
-        yield from vasp.read_xml(path)
+    elif kind in _READERS:
+        yield from _of_a_run(piece.file)
     else:
         for atoms in iread(str(path), index=":", format=kind):
             assert isinstance(atoms, Atoms)
             yield atoms
+
+
+def _of_a_run(file: InputFile) -> Iterator[Frame]:
+    """The frames of a calculation's output; of its other output if this one has none (an empty vasprun.xml, say)."""
+    found = _READERS[file.format](_content(file.path))
+    reasons: list[Frame] = []
+    for frame in found:
+        if not isinstance(frame, str) or file.instead is None:
+            yield from chain(reasons, [frame], found)
+            return
+        reasons.append(frame)
+    if file.instead is not None:
+        yield from _READERS["vasp-out"](_content(file.instead))
+
+
+def _content(path: Path) -> bytes:
+    """All of a file that can be uncompressed; a compressed one can be cut off, too."""
+    parts = []
+    with opened(path) as file:
+        try:
+            while part := file.read(2**20):
+                parts.append(part)
+        except (EOFError, OSError, zlib.error, LZMAError):
+            if not parts:
+                raise
+    return b"".join(parts)
