@@ -89,13 +89,13 @@ def pacemaker_input(folder, train, test, functions):
     template = (Path(pyace.__file__).parent / "data" / "input_template.yaml").read_text()
     settings = DataSettings.model_construct(test_fraction=0.0)
     pieces = (dataset.structures_of(find_files(path)) for path in (train, test))
-    frames, about = dataset.assemble(*pieces, settings, None, CUTOFF, 42)
+    frames, about = dataset.assemble(*pieces, dataset.Rules(settings, cutoff=CUTOFF))
     frames["energy_corrected"], frames["forces"] = frames[dataset.ENERGY] - frames[dataset.ENERGY_ATOMS], frames[dataset.FORCES]
     is_test = frames[dataset.SPLIT] == dataset.TEST
     for part, rows in (("train", frames[~is_test]), ("test", frames[is_test])):
         dataset.save_frame(rows[[dataset.ATOMS, "energy_corrected", "forces", "name"]], folder / f"{part}.pckl.gzip")
     text = Template(template).render(
-        ELEMENTS=about["elements"], RCUT=CUTOFF, DATAFILENAME="train.pckl.gzip", test_size="test_filename: test.pckl.gzip",
+        ELEMENTS=about.elements, RCUT=CUTOFF, DATAFILENAME="train.pckl.gzip", test_size="test_filename: test.pckl.gzip",
         number_of_functions_per_element=f"number_of_functions_per_element: {functions}",
     )  # fmt: skip
     (folder / "input.yaml").write_text(text)
@@ -147,8 +147,8 @@ def collect(train):
         begin = time.monotonic()
         files = find_files(name)
         settings = DataSettings.model_construct(test_fraction=0.0, max_rejected=1.0)
-        _, about = dataset.assemble(dataset.structures_of(files), None, settings, None, CUTOFF, 42, workers=2)
-        ours = {"seconds": round(time.monotonic() - begin, 2), "structures": about["read"]}
+        _, about = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(settings, cutoff=CUTOFF, workers=2))
+        ours = {"seconds": round(time.monotonic() - begin, 2), "structures": about.read}
         theirs = run([BIN / "pace_collect", "-wd", name], folder=name)
     return {"ours": ours, "pace_collect": theirs}
 
@@ -183,10 +183,10 @@ def ace_jax(train, test, program):
 def labelled(train, functions):
     """The structures with their labels and weights, and the potential section."""
     settings = DataSettings.model_construct(test_fraction=0.0)
-    frames, about = dataset.assemble(dataset.structures_of(find_files(train)), None, settings, None, CUTOFF, 42)
+    frames, about = dataset.assemble(dataset.structures_of(find_files(train)), None, dataset.Rules(settings, cutoff=CUTOFF))
     target = reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, CUTOFF), frames)
     shortest = reference.shortest_distances(target[dataset.ATOMS], CUTOFF)
-    potential = basis.potential_section(BasisSettings.model_construct(functions=functions), about["elements"], shortest)
+    potential = basis.potential_section(BasisSettings.model_construct(functions=functions), about.elements, shortest)
     return linear.labelled(target), potential
 
 

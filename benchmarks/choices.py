@@ -34,13 +34,13 @@ class Data:
     def __init__(self, paths, functions):
         train, *test = (dataset.structures_of(find_files(path)) for path in paths)
         settings = DataSettings.model_construct(test_fraction=0.0)
-        frames, summary = dataset.assemble(train, *(test or [None]), settings, None, 5.0, 42)
+        frames, summary = dataset.assemble(train, *(test or [None]), dataset.Rules(settings))
         self.is_train = (frames[dataset.SPLIT] == dataset.TRAIN).to_numpy()
         known = frames[self.is_train]
         self.target = reference.delta(reference.choose(ReferenceSettings.model_construct(), known, 5.0), frames)
         shortest = reference.shortest_distances(known[dataset.ATOMS], 5.0)
         settings = BasisSettings.model_construct(functions=functions)
-        self.potential = basis.potential_section(settings, summary["elements"], shortest)
+        self.potential = basis.potential_section(settings, summary.elements, shortest)
         self.rows = list(basis.design_rows(self.potential, self.target[dataset.ATOMS]))
         self.sizes = self.target[dataset.ATOMS].map(len).to_numpy()
         self.energies, self.forces = self.target.energy_corrected.to_numpy(), [f.ravel() for f in self.target.forces]

@@ -27,11 +27,11 @@ def main() -> None:
     parser.add_argument("--atoms", type=int, default=500)
     given = parser.parse_args()
     data = DataSettings.model_construct(test_fraction=0.0)
-    frames, about = dataset.assemble(dataset.structures_of(find_files(given.data)), None, data, None, CUTOFF, 42)
+    frames, about = dataset.assemble(dataset.structures_of(find_files(given.data)), None, dataset.Rules(data, cutoff=CUTOFF))
     target = reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, CUTOFF), frames)
     target = target[target[dataset.ATOMS].map(len) > 50].iloc[:40]
     shortest = reference.shortest_distances(target[dataset.ATOMS], CUTOFF)
-    section = basis.potential_section(BasisSettings.model_construct(functions=given.functions), about["elements"], shortest)
+    section = basis.potential_section(BasisSettings.model_construct(functions=given.functions), about.elements, shortest)
     size = max(1, round(given.atoms / target[dataset.ATOMS].map(len).mean()))
     training = TrainingSettings.model_construct(max_epochs=1, start="zero", batch_size=size)
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     journal.enter("collect")
     test = None if test_files is None else dataset.structures_of(test_files)
     cutoff = basis.cutoff_of(start) if start else settings.basis.cutoff
-    frames, collected = dataset.assemble(
-        dataset.structures_of(files), test, settings.data, settings.basis.elements, cutoff, settings.training.seed
-    )
+    rules = dataset.Rules(settings.data, settings.basis.elements, cutoff, settings.training.seed)
+    frames, about = dataset.assemble(dataset.structures_of(files), test, rules)
+    collected = asdict(about)
     job.say_collected(journal, collected)
     journal.enter("subtract")
     train = frames[frames[dataset.SPLIT] == dataset.TRAIN]

@@ -67,8 +67,8 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
             return this.summary
 
         collected = stage(stages.collect, lambda folder: dataset.collect(
-            folder, files=files, test_files=test_files, data=settings.data, elements=settings.basis.elements,
-            cutoff=cutoff, seed=settings.training.seed, workers=threads(settings)))  # fmt: skip
+            folder, files=files, test_files=test_files, rules=dataset.Rules(
+                settings.data, settings.basis.elements, cutoff, settings.training.seed, threads(settings))))  # fmt: skip
         say_collected(journal, collected)
 
         subtracted = stage(stages.subtract, lambda folder: reference.subtract(
@@ -186,8 +186,8 @@ def input_files(settings: Settings) -> tuple[list[InputFile], list[InputFile] | 
     """Training files, test files, and the SHA-256 of each."""
     files = find_files(settings.data.path)
     test_files = None if settings.data.test_path is None else find_files(settings.data.test_path)
-    digests = {file.name: sha256(file.path) for file in files}
-    digests |= {f"test:{file.name}": sha256(file.path) for file in test_files or []}
+    digests = {file.name: file.sha256() for file in files}
+    digests |= {f"test:{file.name}": file.sha256() for file in test_files or []}
     return files, test_files, digests
 
 

@@ -105,7 +105,7 @@ def test_lowest_energies_and_shortest_distances_are_indispensable():
     from conftest import EXAMPLES
 
     data = DataSettings.model_construct(test_fraction=0.0)
-    frame, _ = dataset.assemble(dataset.structures_of(find_files(str(EXAMPLES))), None, data, None, 5.0, 1)
+    frame, _ = dataset.assemble(dataset.structures_of(find_files(str(EXAMPLES))), None, dataset.Rules(data, seed=1))
     always = frame.iloc[selection.indispensable(frame, 5.0)]
     assert {"al_fcc_volume_1.00", "mg_hcp_volume_1.00", "al3mg_l12_volume_1.00"} <= set(always.group)
     every = reference.shortest_distances(frame.ase_atoms, 5.0)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from ase import Atoms
 from ase.io import iread
 
-from mlip_pace.collect import cp2k, extxyz, frames, gpaw, vasp
+from mlip_pace.collect import cp2k, database, deepmd, extxyz, fitsnap, frames, gpaw, vasp
 from mlip_pace.collect.extxyz import Piece
-from mlip_pace.collect.files import Frame, in_one_line, opened
+from mlip_pace.collect.files import Frame, in_one_line, opened, unpacked
 from mlip_pace.errors import UnsafeError
 
 
@@ -28,7 +28,7 @@ def read_frames(piece: Piece) -> Iterator[Frame]:
         raise
     # The readers of ASE raise whatever a broken file makes them stumble over.
     except Exception as error:
-        yield f"cannot be read as {file.format}: {in_one_line(error)}"
+        yield f"cannot be read as {file.format}: it is cut, or not as that format is ({in_one_line(error)})"
         return
     if empty:
         yield f"holds no structure in the format {file.format}"
@@ -40,6 +40,12 @@ def _structures(piece: Piece) -> Iterator[Frame]:
         yield from extxyz.read(piece)
     elif kind == "pacemaker":
         yield from frames.read(path)
+    elif kind in ("db", "json"):
+        yield from database.read(path, kind)
+    elif kind == "fitsnap":
+        yield from fitsnap.read(path)
+    elif kind == "deepmd":
+        yield from deepmd.read(path)
     elif kind == "cp2k":
         with opened(path) as lines:
             yield from cp2k.read_output(io.TextIOWrapper(lines, errors="replace"))
@@ -48,6 +54,7 @@ def _structures(piece: Piece) -> Iterator[Frame]:
     elif kind == "vasp-xml":
         yield from vasp.read_xml(path)
     else:
-        for atoms in iread(str(path), index=":", format=kind):
-            assert isinstance(atoms, Atoms)
-            yield atoms
+        with unpacked(path) as plain:
+            for atoms in iread(str(plain), index=":", format=kind):
+                assert isinstance(atoms, Atoms)
+                yield atoms

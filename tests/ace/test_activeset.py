@@ -19,10 +19,10 @@ def fitted(tmp_path_factory):
     """A B-basis file, the structures of the example, and what pace_activeset makes of them."""
     folder = tmp_path_factory.mktemp("activeset")
     settings = DataSettings.model_construct(test_fraction=0.0)
-    frame, about = dataset.assemble(dataset.structures_of(find_files(str(EXAMPLES))), None, settings, None, 5.0, 1)
+    frame, about = dataset.assemble(dataset.structures_of(find_files(str(EXAMPLES))), None, dataset.Rules(settings, seed=1))
     frame["energy_corrected"], frame["forces"] = frame[dataset.ENERGY], frame[dataset.FORCES]
     shortest = reference.shortest_distances(frame[dataset.ATOMS], 5.0)
-    section = basis.potential_section(BasisSettings.model_construct(functions=30), about["elements"], shortest)
+    section = basis.potential_section(BasisSettings.model_construct(functions=30), about.elements, shortest)
     file = folder / "potential.yaml"
     basis.write_linear(file, section, np.zeros(sum(basis.expansion(section).counts)))
     dataset.save_frame(frame[[dataset.ATOMS, "energy_corrected", "forces"]], folder / "data.pckl.gzip")

@@ -25,7 +25,7 @@ from mlip_pace.train.weights import loss_weights, resolve_kappa
 def target():
     files = find_files(str(EXAMPLES))
     data = DataSettings.model_construct(test_fraction=0.0)
-    frames, _ = dataset.assemble(dataset.structures_of(files), None, data, None, 5.0, 42)
+    frames, _ = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(data))
     return reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, 5.0), frames)
 
 
