@@ -1,7 +1,7 @@
 """Data frames in pickles, pacemaker's and ours, of any version of pandas and ASE, read without running any code (pickles.py).
 
-Energies in eV, forces in eV/Å. In pacemaker's frames `energy` is that of DFT and `energy_corrected` that minus E0 of the atoms: the
-first is taken where both are there. In our own, `energy_dft` and `forces_dft` are DFT's, the others what ACE is fitted to.
+Energies in eV, forces in eV/Å. In pacemaker's frames `energy` is that of DFT and `energy_corrected` that minus E0 of the atoms:
+the first is taken where both are there. In our own, `energy_dft` and `forces_dft` are DFT's, the others what ACE is fitted to.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.cell import Cell
 
 from mlip_pace.collect import pickles
 from mlip_pace.collect.files import opened
@@ -49,10 +50,14 @@ def read(path: Path) -> Iterator[Atoms | str]:
             if not absent and not isinstance(value, Inert):
                 atoms.info[column] = value
         yield atoms
+    for column in frame.attrs["unread"]:
+        if is_label(column) or column in KEPT:
+            yield f"its column {column!r} is no plain data and is not read"
 
 
 def load_frame(path: Path) -> pd.DataFrame:
-    """A pickled DataFrame, compressed or not, with real `ase.Atoms`. Columns that are no plain data are left out.
+    """A pickled DataFrame, compressed or not, with real `ase.Atoms`. Columns that are no plain data are left
+    out and named in `attrs["unread"]`.
 
     Raises `UnsafeError` if the pickle asks for what could run code, `ValueError` if it is no DataFrame.
     """
@@ -83,6 +88,7 @@ def load_frame(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame({names[number]: _real(columns[number]) for number in sorted(columns)})
     if index is not None and len(index) == len(frame):
         frame.index = pd.Index(index)
+    frame.attrs["unread"] = [str(name) for number, name in enumerate(names) if number not in columns]
     return frame
 
 
@@ -117,6 +123,8 @@ def _column(values: Any) -> Any:
     if isinstance(values, np.ndarray):
         return np.asarray(values).ravel()
     parts = list(_parts(values))
+    if any(isinstance(part, Inert) and part.name == "_restore_array" for part in parts):
+        return _arrow_texts([part.args[0] for part in parts if isinstance(part, Inert) and part.name == "_restore_array"])
     arrays = [part for part in parts if isinstance(part, np.ndarray) and part.ndim]
     dtype = next((part for part in parts if isinstance(part, Inert) and part.name == "CategoricalDtype"), None)
     if dtype is not None:
@@ -128,6 +136,21 @@ def _column(values: Any) -> Any:
         data = next(array for array in arrays if array is not mask)
         return _objects([None if gap else value for value, gap in zip(data.ravel().tolist(), mask.ravel(), strict=True)])
     return np.asarray(arrays[0]).ravel() if len(arrays) == 1 else None
+
+
+def _arrow_texts(chunks: Sequence[Any]) -> Any:
+    """The texts that PyArrow keeps: for each chunk its type, length, gaps, offset and buffers (validity, ends, letters)."""
+    texts: list[str | None] = []
+    for kind, length, gaps, offset, buffers, *_ in chunks:
+        width = {"string": "<i4", "large_string": "<i8"}.get(next(iter(kind.args), ""))
+        if width is None:
+            return None
+        valid, ends, letters = (b"" if buffer is None else bytes(buffer.args[0]) for buffer in buffers)
+        end = np.frombuffer(ends, width)
+        for n in range(offset, offset + length):
+            missing = gaps and valid and not valid[n // 8] >> n % 8 & 1
+            texts.append(None if missing else letters[end[n] : end[n + 1]].decode("utf-8"))
+    return _objects(texts)
 
 
 def _parts(given: Any) -> Iterator[Any]:
@@ -174,14 +197,23 @@ def _atoms(state: dict[str, Any]) -> Any:
     """A structure from the state of an `ase.Atoms` of any version; the labels of a single-point calculator with it."""
     arrays = {key: np.asarray(array) for key, array in state["arrays"].items() if isinstance(array, np.ndarray)}
     cell = state.get("_cellobj", state.get("_cell"))
+    periodic = state.get("_pbc")
     if isinstance(cell, Inert):
-        cell = next((part for part in _parts(cell) if isinstance(part, np.ndarray) and part.shape == (3, 3)), None)
-    try:
-        atoms = Atoms(arrays.pop("numbers"), arrays.pop("positions"), cell=None if cell is None else np.asarray(cell))
-    except (KeyError, ValueError, TypeError):
+        inside = [part for part in _parts(cell) if isinstance(part, np.ndarray)]
+        cell = next((part for part in inside if part.shape == (3, 3)), None)
+        # Up to ASE 3.19 the cell knew it.
+        periodic = next((part for part in inside if part.dtype.kind == "b" and part.shape == (3,)), periodic)
+    numbers, positions = arrays.get("numbers"), arrays.get("positions")
+    if numbers is None or positions is None or numbers.dtype.kind not in "iu" or positions.dtype.kind != "f":
         return None
-    atoms.pbc = np.asarray(state["_pbc"]) if isinstance(state.get("_pbc"), np.ndarray) else False
-    atoms.arrays.update({key: array for key, array in arrays.items() if len(array) == len(atoms)})
+    if positions.shape != (*numbers.shape, 3):
+        return None
+    # As unpickling does it, in a tenth of the time that the constructor takes; there are many, and stages read them again.
+    atoms = Atoms.__new__(Atoms)
+    vars(atoms).update(_calc=None, _constraints=[], _celldisp=np.zeros((3, 1)), info={})
+    atoms._cellobj = Cell(np.zeros((3, 3)) if cell is None else np.array(cell, dtype=float))
+    atoms._pbc = np.array(periodic, dtype=bool) if isinstance(periodic, np.ndarray) else np.zeros(3, dtype=bool)
+    atoms.arrays = {key: array for key, array in arrays.items() if array.shape[:1] == numbers.shape}
     info = state.get("info")
     if isinstance(info, dict):
         plain = {key: _plain(value) for key, value in info.items()}

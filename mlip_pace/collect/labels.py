@@ -2,9 +2,9 @@
 
 Labels come from one place: keys with the same prefix and suffix, such as `REF_energy`, `REF_forces` and `REF_stress`. The place
 is that of a key which the user names; else the first of a calculator's results (`energy`, `forces`, `stress`), `REF_*`,
-`dft_*`, `*_dft` that has an energy and forces. `free_energy`, the force-consistent one, comes before `energy`. A stress has six numbers
-in Voigt's order (xx, yy, zz, yz, xz, xy) or nine. A `virial` or `virials` (eV) is minus the volume times the stress, the
-convention of QUIP, MACE and DeePMD: positive where the structure wants to expand. `energy_corrected`, pacemaker's, has E0
+`dft_*`, `*_dft` that has an energy and forces. `free_energy`, the force-consistent one, comes before `energy`. A stress has six
+numbers in Voigt's order (xx, yy, zz, yz, xz, xy) or nine. A `virial` or `virials` (eV) is minus the volume times the stress,
+the convention of QUIP, MACE and DeePMD: positive where the structure wants to expand. `energy_corrected`, pacemaker's, has E0
 subtracted already.
 """
 

@@ -80,8 +80,19 @@ _HINT = "write the data as extended XYZ, or as a DataFrame of ase.Atoms, numbers
 class _DType(Inert):
     """A NumPy type as pickled: its name, and its byte order once the state is known."""
 
+    found: np.dtype[Any] | None
+
     def real(self) -> np.dtype[Any] | None:
-        """The type, if it is one of plain data."""
+        """The type, if it is one of plain data. Thousands of arrays ask for the same one."""
+        if not hasattr(self, "found"):
+            self.found = self._real()
+        return self.found
+
+    def __setstate__(self, state: Any) -> None:
+        self.state, self.found = state, None
+        self.found = self._real()
+
+    def _real(self) -> np.dtype[Any] | None:
         text = self.args[0] if self.args else None
         if isinstance(text, type) and issubclass(text, Inert):  # np.dtype(np.float64)
             text = text.name
