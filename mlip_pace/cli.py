@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import errno
 import json
 import os
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("run", help="the whole job (the default); settings are MLIP_PACE_* environment variables")
     checking = commands.add_parser("check", help="read settings and data, print the plan, train nothing")
     checking.add_argument("--json", action="store_true", help="JSON lines; the last has the plan")
+    collecting = commands.add_parser("collect", help="read and audit DFT results and write them in one file; train nothing")
+    collecting.add_argument("data", help="DFT files: a file, a directory or a glob")
+    collecting.add_argument("output", type=Path, help="the file to write: .xyz, .extxyz, or .pckl.gzip for pacemaker")
     predicting = commands.add_parser("predict", help="energies, forces, stresses and extrapolation grades of structures")
     predicting.add_argument("potential", type=Path, help="the potential.json of an output path")
     predicting.add_argument("data", help="structures or DFT files: a file, a directory or a glob")
@@ -70,6 +74,9 @@ def _job(given: argparse.Namespace) -> int:
     try:
         if given.command == "predict":
             more = {"summary": _predict(given, journal)}
+        elif given.command == "collect":
+            more["summary"] = {}
+            _collect(given, journal, more["summary"])
         else:
             from mlip_pace import sources
 
@@ -83,7 +90,7 @@ def _job(given: argparse.Namespace) -> int:
             else:
                 job.run_job(loaded, journal)
         stopping.hold()
-        message = {"check": "checked", "predict": "predicted"}.get(given.command, "published")
+        message = {"check": "checked", "collect": "collected", "predict": "predicted"}.get(given.command, "published")
         code, reason, hint, resumable = 0, "done", "", False
     except Exception as raised:
         stopping.hold()
@@ -95,6 +102,36 @@ def _job(given: argparse.Namespace) -> int:
             traceback.print_exception(raised, file=sys.stderr)
     journal.close(code, reason, message, hint, resumable, **more)
     return code
+
+
+def _collect(given: argparse.Namespace, journal: Journal, summary: dict[str, Any]) -> None:
+    """Fills `summary` also where something is raised."""
+    from mlip_pace.collect.convert import NOTHING, convert
+
+    summary.update(copy.deepcopy(NOTHING))
+    from mlip_pace import sources
+    from mlip_pace.collect.dataset import Rules
+    from mlip_pace.run import limits
+
+    loaded = sources.load()
+    stopping.raise_from_now_on()
+    journal.enter("collect")
+    threads = limits.cpus() if loaded.run.threads == "auto" else loaded.run.threads
+    # A converter writes what there is: the limit is one of training, unless it is asked for.
+    limit = 1.0 if loaded.origins["DATA_MAX_REJECTED"] == "default" else loaded.data.max_rejected
+    rules = Rules(loaded.data, loaded.basis.elements, loaded.basis.cutoff, workers=threads)
+    try:
+        convert(given.data, given.output, rules, limit, summary)
+    finally:
+        for warning in summary["warnings"]:
+            journal.warn(warning)
+        for item in summary["left_out"]:
+            journal.say(f"left out: {item['source']}: {item['reason']}")
+    for keys, count in summary["keys"].items():
+        journal.say(f"labels of {count} structures: {keys}")
+    for symbol, energy in summary["e0"].items():
+        journal.say(f"E0 of {symbol}: {energy:.6f} eV ({summary['e0_source'][symbol]})")
+    journal.say(f"{summary['used']} of {summary['read']} structures of {summary['files']} files are in {given.output}")
 
 
 def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:

@@ -268,8 +268,8 @@ def inputs_of(settings: Settings) -> Inputs:
     """Find and read what the settings name. Raises `NoInputError`, `SettingsError`."""
     files = find_files(settings.data.path)
     test_files = None if settings.data.test_path is None else find_files(settings.data.test_path)
-    digests = {file.name: sha256(file.path) for file in files}
-    digests |= {f"test:{file.name}": sha256(file.path) for file in test_files or []}
+    digests = {file.name: file.sha256() for file in files}
+    digests |= {f"test:{file.name}": file.sha256() for file in test_files or []}
     override, start = load_override(settings.training.override), basis.to_start_from(settings.training.start)
     return Inputs(settings, files, test_files, digests, override, start)
 

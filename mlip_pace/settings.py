@@ -107,6 +107,10 @@ class DataSettings(Group):
     forces_key: str = setting("auto", "key of the forces")
     stress_key: str = setting("auto", "key of the stress; `none`: there is none, it is not fitted")
     e0: E0 = setting("auto", "`auto` (isolated atoms, else least squares), `none`, or `Al:-0.12,Cu:-0.2`", "eV")
+    unconverged: Literal["leave_out", "keep"] = setting(
+        "leave_out",
+        "structures whose calculation is not valid (SCF not converged, fixed density, …); `keep`: use them, with a warning",
+    )
     max_force: Positive | None = setting(None, "leave out structures with a larger force on an atom", "eV/Å")
     max_energy: Positive | None = setting(None, "leave out structures further above the lowest energy", "eV/atom")
     max_rejected: float = setting(0.05, "fraction of structures that may be unusable before the job is refused", ge=0, le=1)

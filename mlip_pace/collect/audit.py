@@ -1,35 +1,40 @@
-"""One structure: its labels, and whether it can be trusted. Energies in eV, forces (n, 3) in eV/Å, stress in eV/Å^3."""
+"""One structure: whether its labels can be trusted. Energies in eV, forces (n, 3) in eV/Å, stress in eV/Å^3."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from mlip_pace.arrays import Array
 from mlip_pace.collect.cells import compact
+from mlip_pace.collect.labels import Broken
 from mlip_pace.collect.neighbours import nearest
-from mlip_pace.settings import ELEMENTS, DataSettings
+from mlip_pace.settings import ELEMENTS
 
 # Closer than any bond (H2 is 0.74 Å): a unit or a cell is wrong.
 CLOSEST = 0.5  # Å
 # Beyond anything that a converged calculation of a usable structure gives.
 LARGEST_FORCE = 1000.0  # eV/Å
+ASYMMETRY = 0.02  # of a stress, relative to its largest component; more is no rounding
 
 
 @dataclass
 class Audit:
-    """What was read, what was left out and why, and which keys held the labels."""
+    """What was read, what was left out and why, which keys held the labels, and what a user should know of them."""
 
     read: int = 0
-    rejected: int = 0
+    rejected: int = 0  # structures that are wrong; those left out for another reason do not count
+    unconverged: int = 0  # structures whose calculation is not valid, whether they are kept or left out
     left_out: list[dict[str, str]] = field(default_factory=list)
     keys: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)  # note -> the first structure that it is about
 
     def reject(self, source: str, reason: str) -> None:
         """Leave out a structure that is wrong."""
@@ -40,68 +45,49 @@ class Audit:
         """Leave out a structure that is sound but not to be fitted."""
         self.left_out.append({"source": source, "reason": reason})
 
+    def note(self, source: str, notes: Iterable[str]) -> None:
+        """What a user should know of a structure that is used."""
+        for note in notes:
+            self.notes[note] += 1
+            self.first.setdefault(note, source)
 
-class Broken(Exception):
-    """A structure cannot be used; says why."""
-
-
-def labels(atoms: Atoms, keys: DataSettings) -> tuple[dict[str, Any], str]:
-    """Energy (eV), forces (n, 3) and stress (3, 3) or none of a structure, and the names of the keys they were under.
-
-    Keys that the user names come first; then a calculator's results, then `REF_*` and `dft_*` in info and arrays. Energy
-    and forces are taken from the same place.
-    """
-    results = dict(atoms.calc.results) if atoms.calc is not None else {}
-    stored = {**atoms.info, **atoms.arrays}
-    given = {"energy": keys.energy_key, "forces": keys.forces_key, "stress": keys.stress_key}
-    named = {kind: key for kind, key in given.items() if key != "auto"}
-    for kind, key in named.items():
-        if key not in stored and key not in results and kind != "stress":
-            raise Broken(f"no {kind} under the key {key!r} (MLIP_PACE_DATA_{kind.upper()}_KEY)")
-    places: list[dict[str, str]] = [{k: k for k in ("energy", "free_energy", "forces", "stress") if results.get(k) is not None}]
-    for prefix in ("ref", "dft"):
-        place = {}
-        for key in stored:
-            match = re.fullmatch(rf"{prefix}_(free_energy|energy|forces?|stress)", key, flags=re.IGNORECASE)
-            if match:
-                place["forces" if match[1].lower() == "force" else match[1].lower()] = key
-        places.append(place)
-    for place in places:
-        if "free_energy" in place:
-            place["energy"] = place["free_energy"]
-        place.update(named)
-    place = next((p for p in places if "energy" in p and "forces" in p), {})
-    if not place:
-        has: dict[str, str] = next((p for p in places if p), {})
-        raise Broken("no energy and forces" if not has else "no forces" if "energy" in has else "no energy")
-    found = {kind: results.get(key, stored.get(key)) for kind, key in place.items() if kind in given}
-    return found, " ".join(f"{kind}={place[kind]}" for kind in given if found.get(kind) is not None)
+    def warnings(self) -> list[str]:
+        """The notes, each with the number of structures that it is about."""
+        return [
+            f"{note} ({self.first[note]}{f' and {count - 1} more' if count > 1 else ''})" for note, count in self.notes.items()
+        ]
 
 
-def checked(
-    atoms: Atoms, found: dict[str, Any], elements: Sequence[str] | None, cutoff: float
-) -> tuple[float, Any, Any, int]:  # fmt: skip
-    """Energy, forces (n, 3) and stress (3, 3) or None as floats, once they have passed every check. Raises `Broken`.
+class Checked(NamedTuple):
+    """Labels of a structure that have passed every check."""
 
-    With them the number of atoms that have no neighbour within the cutoff (Å).
+    energy: float  # eV
+    forces: Array  # (n, 3), eV/Å
+    stress: Array | None  # (3, 3), eV/Å^3, tension positive
+    lonely: int  # atoms that have no neighbour within the cutoff
+    notes: tuple[str, ...]  # flaws of what is not needed, which is not used then
+
+
+def checked(atoms: Atoms, found: Mapping[str, Any], elements: Sequence[str] | None, cutoff: float) -> Checked:
+    """Energy, forces and stress of `labels` as numbers, once they have passed every check. Raises `Broken`.
+
+    Neighbours are looked for within `cutoff` (Å). A flawed stress is not used, and noted; all else must be right.
     """
     count = len(atoms)
     if count == 0:
         raise Broken("no atoms")
+    given = found.get("forces")
     try:
-        energy = float(found["energy"])
-        forces = np.asarray(found["forces"], dtype=float)
-        stress = None if found.get("stress") is None else np.asarray(found["stress"], dtype=float)
+        energy = float(np.asarray(found["energy"], dtype=float).item())
+        forces = np.zeros((1, 3)) if given is None and count == 1 else np.asarray(given, dtype=float)
     except (TypeError, ValueError):
-        raise Broken("energy, forces or stress are not numbers") from None
+        raise Broken("energy or forces are not numbers") from None
     if forces.shape != (count, 3):
         raise Broken(f"forces has {forces.size} values in shape {forces.shape}, expected ({count}, 3)")
-    if stress is not None and stress.size not in (6, 9):
-        raise Broken(f"stress has {stress.size} values, expected 6 (Voigt) or 9")
     if not np.isfinite(energy):
         raise Broken(f"energy is {energy}")
-    for name, array in (("forces", forces), ("positions", atoms.positions), ("cell", atoms.cell.array), ("stress", stress)):
-        if array is not None and not np.isfinite(array).all():
+    for name, array in (("forces", forces), ("positions", atoms.positions), ("cell", atoms.cell.array)):
+        if not np.isfinite(array).all():
             raise Broken(f"{name} has values that are no finite numbers")
     largest = float(np.linalg.norm(forces, axis=1).max())
     if largest > LARGEST_FORCE:
@@ -116,9 +102,28 @@ def checked(
         raise Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
     if elements is not None and (foreign := sorted(symbols - set(elements))):
         raise NotInBasis(f"{', '.join(foreign)} not in MLIP_PACE_BASIS_ELEMENTS={','.join(elements)}")
-    if stress is not None:
-        stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
-    return energy, forces, stress, int(np.isinf(distances).sum())
+    stress, flaw = _checked_stress(found.get("stress"))
+    return Checked(energy, forces, stress, int(np.isinf(distances).sum()), (f"the stress is not used: {flaw}",) if flaw else ())
+
+
+def _checked_stress(given: Any) -> tuple[Array | None, str]:
+    """A stress as (3, 3), or None and what is wrong with it."""
+    if given is None:
+        return None, ""
+    try:
+        stress = np.asarray(given, dtype=float)
+    except (TypeError, ValueError):
+        return None, "it is no numbers"
+    if stress.size not in (6, 9):
+        return None, f"it has {stress.size} values, expected 6 (Voigt) or 9"
+    if not np.isfinite(stress).all():
+        return None, "it has values that are no finite numbers"
+    if stress.size == 6:
+        return voigt_6_to_full_3x3_stress(stress.ravel()), ""
+    stress = stress.reshape(3, 3)
+    if np.abs(stress - stress.T).max() > ASYMMETRY * np.abs(stress).max() + 1e-5:
+        return None, "it is not symmetric"
+    return (stress + stress.T) / 2, ""
 
 
 class NotInBasis(Broken):

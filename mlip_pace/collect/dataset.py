@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ase import Atoms
-from ase.data import atomic_numbers
 
-from mlip_pace.collect.audit import Audit, Broken, NotInBasis, checked, fully_periodic, labels
+from mlip_pace.collect import atomic_energies
+from mlip_pace.collect.audit import Audit, NotInBasis, checked, fully_periodic
 from mlip_pace.collect.extxyz import Piece, pieces_of
 from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, Unconverged
+from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.collect.read import read_frames
 from mlip_pace.errors import DataError
 from mlip_pace.run import pool
@@ -112,59 +113,61 @@ class Examined:
     row: dict[str, Any] | None = None
     reason: str = ""
     rejected: bool = False  # wrong, and not only not asked for
+    unconverged: bool = False
     keys: str = ""
+    notes: tuple[str, ...] = ()
     geometry: bytes = b""
 
 
-def examine(
-    structures: Iterable[Structure], data: DataSettings, elements: Sequence[str] | None, cutoff: float, prefix: str
-) -> list[Examined]:  # fmt: skip
+def examine(structures: Iterable[Structure], rules: Rules, prefix: str) -> list[Examined]:
     """Read and check the structures of a piece. `prefix` goes before source and group."""
-    return [_examine(prefix + source, prefix + group, atoms, data, elements, cutoff) for source, group, atoms in structures]
+    return [_examine(prefix + source, prefix + group, frame, rules) for source, group, frame in structures]
 
 
-def _examine(
-    source: str, group: str, atoms: Frame, data: DataSettings, elements: Sequence[str] | None, cutoff: float
-) -> Examined:  # fmt: skip
-    if isinstance(atoms, str):
-        return Examined(source, reason=atoms, rejected=True)
-    if isinstance(atoms, Unconverged):
-        return Examined(source, reason=atoms.reason, rejected=True)
+def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
+    if isinstance(frame, str):
+        return Examined(source, reason=frame, rejected=True)
+    unconverged = isinstance(frame, Unconverged)
+    if isinstance(frame, Unconverged):
+        if rules.data.unconverged == "leave_out":
+            return Examined(source, reason=frame.reason, unconverged=True)
+        frame = frame.atoms
     try:
-        found, keys = labels(atoms, data)
-        energy, forces, stress, lonely = checked(atoms, found, elements, cutoff)
+        found, keys, notes = labels(frame, rules.data)
+        energy, forces, stress, lonely, flaws = checked(frame, found, rules.elements, rules.cutoff)
     except Broken as reason:
         return Examined(source, reason=str(reason), rejected=not isinstance(reason, NotInBasis))
-    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    bare, shrink = fully_periodic(bare, cutoff)
+    bare = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
     row = {
         ATOMS: bare,
         ENERGY: energy,
         FORCES: forces,
-        STRESS: None if stress is None else stress * shrink,
-        NAME: str(atoms.info.get(NAME, source)),
+        STRESS: stress,
+        NAME: str(frame.info.get(NAME, source)),
         SOURCE: source,
-        CONFIG_TYPE: str(atoms.info.get(CONFIG_TYPE, "default")),
-        GROUP: str(atoms.info.get(GROUP, group)),
+        CONFIG_TYPE: str(frame.info.get(CONFIG_TYPE, "default")),
+        GROUP: str(frame.info.get(GROUP, group)),
         LONELY: lonely,
     }
-    return Examined(source, row, keys=keys, geometry=geometry_key(bare))
+    geometry = geometry_key(fully_periodic(bare, rules.cutoff)[0])
+    return Examined(source, row, unconverged=unconverged, keys=keys, notes=notes + flaws, geometry=geometry)
 
 
 def rows_of(
-    pieces: Sequence[Iterable[Structure]], data: DataSettings, elements: Sequence[str] | None, cutoff: float, audit: Audit, *,
-    workers: int = 1, prefix: str = "",
+    pieces: Sequence[Iterable[Structure]], rules: Rules, audit: Audit, prefix: str = ""
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row for each sound structure, in their order; the others go to the audit. Pieces are read in worker processes."""
     rows: list[dict[str, Any]] = []
     seen: dict[bytes, dict[str, Any]] = {}
-    function = partial(examine, data=data, elements=elements, cutoff=cutoff, prefix=prefix)
-    for one in chain.from_iterable(pool.parallel_map(function, pieces, workers)):
+    function = partial(examine, rules=rules, prefix=prefix)
+    for one in chain.from_iterable(pool.parallel_map(function, pieces, rules.workers)):
         audit.read += 1
+        audit.unconverged += one.unconverged
         if one.row is None:
             (audit.reject if one.rejected else audit.leave_out)(one.source, one.reason)
             continue
         audit.keys[one.keys] += 1
+        audit.note(one.source, one.notes)
         first = seen.setdefault(one.geometry, one.row)
         if first is not one.row:
             gap = abs(first[ENERGY] - one.row[ENERGY]) / len(first[ATOMS])
@@ -201,31 +204,36 @@ def collect(
 def assemble(
     pieces: Sequence[Iterable[Structure]], test_pieces: Sequence[Iterable[Structure]] | None, rules: Rules
 ) -> tuple[pd.DataFrame, Collected]:  # fmt: skip
-    """Audit, E0 and split. Returns the frame and what became of the structures."""
-    audit, data, elements, cutoff = Audit(), rules.data, rules.elements, rules.cutoff
-    rows = rows_of(pieces, data, elements, cutoff, audit, workers=rules.workers)
+    """Audit, E0 and split. Returns the frame, its slabs and wires fully periodic, and what became of the structures."""
+    audit, data = Audit(), rules.data
+    rows = rows_of(pieces, rules, audit)
     for row in rows:
         row[SPLIT] = TRAIN
     if test_pieces is not None:
-        given = {geometry_key(row[ATOMS]): row[SOURCE] for row in rows}
-        for row in rows_of(test_pieces, data, elements, cutoff, audit, workers=rules.workers, prefix="test:"):
-            if (same := given.get(geometry_key(row[ATOMS]))) is not None:
+        given = {_geometry_of(row, rules): row[SOURCE] for row in rows}
+        for row in rows_of(test_pieces, rules, audit, prefix="test:"):
+            if (same := given.get(_geometry_of(row, rules))) is not None:
                 audit.leave_out(row[SOURCE], f"the same structure as {same} of the training data")
             else:
                 rows.append({**row, SPLIT: TEST})
-    _refuse_bad_data(audit, data.max_rejected)
-    rows, isolated = _without_isolated(rows, cutoff, audit)
+    refuse_bad_data(audit, data, data.max_rejected)
+    rows, isolated = without_isolated(rows, rules.cutoff, audit)
+    for row in isolated:
+        audit.leave_out(row[SOURCE], isolated_reason(row))
     if not rows:
-        raise DataError("no structure is left to train on" + _first_reasons(audit), "see the reasons above")
+        raise DataError("no structure is left to train on" + first_reasons(audit), "see the reasons above")
+    for row in rows:
+        row[ATOMS], shrink = fully_periodic(row[ATOMS], rules.cutoff)
+        row[STRESS] = None if row[STRESS] is None else row[STRESS] * shrink
     frame = pd.DataFrame(rows)
     if frame[STRESS].isna().all():
         frame = frame.drop(columns=STRESS)
-    e0, e0_source = atomic_energies(frame[frame[SPLIT] == TRAIN], isolated, data.e0)
+    e0, e0_source = energies_of_atoms([row for row in rows if row[SPLIT] == TRAIN], isolated, data)
     frame[ENERGY_ATOMS] = [sum(e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in frame[ATOMS]]
-    frame = _without_extremes(frame, data, audit).reset_index(drop=True)
+    frame = without_extremes(frame, data, audit).reset_index(drop=True)
     if test_pieces is None:
         frame[SPLIT] = split_by_group(frame, data.test_fraction, rules.seed)
-    _refuse_too_little(frame, elements, audit)
+    _refuse_too_little(frame, rules.elements, audit)
     used = sorted({symbol for atoms in frame[ATOMS] for symbol in atoms.symbols})
     about = Collected(
         read=audit.read,
@@ -238,35 +246,67 @@ def assemble(
         e0_source={symbol: e0_source[symbol] for symbol in used},
         keys=dict(audit.keys),
         left_out=audit.left_out,
-        warnings=_warnings(frame, e0_source, data),
+        warnings=warnings(audit, data) + atomic_energies.warnings(e0, e0_source) + _untested(frame, data),
     )
     return frame, about
 
 
-def _warnings(frame: pd.DataFrame, e0_source: dict[str, str], data: DataSettings) -> list[str]:
-    warnings = []
-    if "least squares" in e0_source.values():
-        warnings.append("E0 by least squares: energies are not relative to free atoms; add isolated atoms to the data")
-    if (data.test_path or data.test_fraction > 0) and not (frame[SPLIT] == TEST).any():
-        warnings.append(
-            "there are no test structures: what is in the test data is also in the training data, or it cannot be split"
+def isolated_reason(row: dict[str, Any]) -> str:
+    return f"isolated atom: its energy is E0 of {row[ATOMS].symbols[0]}"
+
+
+def _geometry_of(row: dict[str, Any], rules: Rules) -> bytes:
+    return geometry_key(fully_periodic(row[ATOMS], rules.cutoff)[0])
+
+
+def energies_of_atoms(
+    rows: Sequence[dict[str, Any]], isolated: Sequence[dict[str, Any]], data: DataSettings
+) -> tuple[dict[str, float], dict[str, str]]:  # fmt: skip
+    """E0 (eV) of each element and where it is from; of several isolated atoms of an element the lowest energy."""
+    lowest: dict[str, float] = {}
+    for row in isolated:
+        symbol = str(row[ATOMS].symbols[0])
+        lowest[symbol] = min(row[ENERGY], lowest.get(symbol, np.inf))
+    energies = np.array([row[ENERGY] for row in rows], dtype=float)
+    return atomic_energies.atomic_energies([row[ATOMS] for row in rows], energies, lowest, data.e0)
+
+
+def warnings(audit: Audit, data: DataSettings) -> list[str]:
+    """What a user should know of the labels that are used."""
+    said = audit.warnings()
+    if audit.unconverged and data.unconverged == "keep":
+        said.append(
+            f"{audit.unconverged} structures of calculations that are not valid are used (MLIP_PACE_DATA_UNCONVERGED=keep)"
         )
-    return warnings
+    return said
 
 
-def _first_reasons(audit: Audit) -> str:
+def _untested(frame: pd.DataFrame, data: DataSettings) -> list[str]:
+    if not (data.test_path or data.test_fraction > 0) or (frame[SPLIT] == TEST).any():
+        return []
+    return ["there are no test structures: what is in the test data is also in the training data, or it cannot be split"]
+
+
+def first_reasons(audit: Audit) -> str:
     shown = [f"\n  {item['source']}: {item['reason']}" for item in audit.left_out[:10]]
     more = len(audit.left_out) - len(shown)
     return "".join(shown) + (f"\n  … and {more} more" if more > 0 else "")
 
 
-def _refuse_bad_data(audit: Audit, limit: float) -> None:
+def refuse_bad_data(audit: Audit, data: DataSettings, limit: float) -> None:
+    """Raise `DataError` if nothing was read, too much of it is wrong, or a named stress is nowhere."""
     if audit.read == 0:
         raise DataError("the files hold no structure at all", "check that they are not empty")
     if audit.rejected > limit * audit.read:
         raise DataError(
-            f"{audit.rejected} of {audit.read} structures cannot be used" + _first_reasons(audit),
+            f"{audit.rejected} of {audit.read} structures cannot be used" + first_reasons(audit),
             f"mend or remove them; MLIP_PACE_DATA_MAX_REJECTED={limit:g} is the fraction that may be left out",
+        )
+    named = data.stress_key not in ("auto", "none")
+    if named and audit.keys and not any(f"stress={data.stress_key}" in keys.split() for keys in audit.keys):
+        raise DataError(
+            f"no structure has a stress under the key {data.stress_key!r} (MLIP_PACE_DATA_STRESS_KEY)",
+            "name the key that they have; `none` if there is no stress, `auto` to have it found",
         )
 
 
@@ -276,7 +316,7 @@ def _refuse_too_little(frame: pd.DataFrame, elements: Sequence[str] | None, audi
     tested = {symbol for atoms in frame[ATOMS] for symbol in atoms.symbols}
     if len(train) < 2:
         raise DataError(
-            f"{len(train)} structure to train on; a fit needs at least 2, better some dozens" + _first_reasons(audit),
+            f"{len(train)} structure to train on; a fit needs at least 2, better some dozens" + first_reasons(audit),
             "add structures, or set MLIP_PACE_DATA_TEST_FRACTION=0",
         )
     for missing in sorted((tested | set(elements or [])) - trained):
@@ -287,17 +327,16 @@ def _refuse_too_little(frame: pd.DataFrame, elements: Sequence[str] | None, audi
         )
 
 
-def _without_isolated(rows: list[dict[str, Any]], cutoff: float, audit: Audit) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows whose atoms all have neighbours, and the energies (eV) of isolated atoms (the lowest, of several)."""
-    kept: list[dict[str, Any]] = []
-    isolated: dict[str, float] = {}
+def without_isolated(
+    rows: list[dict[str, Any]], cutoff: float, audit: Audit
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+    """Rows whose atoms all have neighbours within the cutoff (Å), and those of isolated atoms."""
+    kept, isolated = [], []
     for row in rows:
         atoms, lonely = row[ATOMS], row.pop(LONELY)
         said = row[CONFIG_TYPE].lower().replace("_", "") == "isolatedatom"  # its box may be smaller than the cutoff
         if len(atoms) == 1 and (said or lonely):
-            symbol = atoms.symbols[0]
-            isolated[symbol] = min(row[ENERGY], isolated.get(symbol, np.inf))
-            audit.leave_out(row[SOURCE], f"isolated atom: its energy is E0 of {symbol}")
+            isolated.append(row)
         elif lonely:
             audit.leave_out(row[SOURCE], f"{lonely} of {len(atoms)} atoms have no neighbour within {cutoff} Å")
         else:
@@ -305,32 +344,7 @@ def _without_isolated(rows: list[dict[str, Any]], cutoff: float, audit: Audit) -
     return kept, isolated
 
 
-def atomic_energies(train: pd.DataFrame, isolated: dict[str, float], setting: Any) -> tuple[dict[str, float], dict[str, str]]:
-    """E0 (eV) of each element and where it came from: given, isolated atom, least squares, or none.
-
-    Least squares: the energies of the training structures against their numbers of atoms, with known E0 held fixed.
-    """
-    symbols = sorted({symbol for atoms in train[ATOMS] for symbol in atoms.symbols} | set(isolated))
-    if setting == "none":
-        return dict.fromkeys(symbols, 0.0), dict.fromkeys(symbols, "none")
-    if isinstance(setting, dict):
-        missing = sorted(set(symbols) - set(setting))
-        if missing:
-            raise DataError(f"MLIP_PACE_DATA_E0 has no value for {', '.join(missing)}", "give one for each element, or auto")
-        return dict(setting), dict.fromkeys(setting, "given")
-    e0, origin = dict(isolated), dict.fromkeys(isolated, "isolated atom")
-    unknown = [symbol for symbol in symbols if symbol not in e0]
-    if unknown:
-        counts = np.array([[atoms.numbers.tolist().count(atomic_numbers[s]) for s in symbols] for atoms in train[ATOMS]])
-        known = np.array([e0.get(symbol, 0.0) for symbol in symbols])
-        free = [symbols.index(symbol) for symbol in unknown]
-        solved = np.linalg.lstsq(counts[:, free].astype(float), train[ENERGY].to_numpy() - counts @ known, rcond=None)[0]
-        e0.update(zip(unknown, map(float, solved), strict=True))
-        origin.update(dict.fromkeys(unknown, "least squares"))
-    return e0, origin
-
-
-def _without_extremes(frame: pd.DataFrame, data: DataSettings, audit: Audit) -> pd.DataFrame:
+def without_extremes(frame: pd.DataFrame, data: DataSettings, audit: Audit) -> pd.DataFrame:
     """Drop what lies beyond MAX_FORCE and MAX_ENERGY, with the reason."""
     largest = frame[FORCES].map(lambda f: np.linalg.norm(f, axis=1).max())
     binding = (frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)

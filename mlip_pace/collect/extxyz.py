@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -10,7 +11,8 @@ from itertools import islice
 from ase import Atoms
 from ase.io.extxyz import read_xyz
 
-from mlip_pace.collect.files import InputFile, in_one_line, opened
+from mlip_pace.collect.files import InputFile, in_one_line, opened, packed
+from mlip_pace.settings import ELEMENTS
 
 BYTES_IN_PIECE = 2**20  # some hundred structures: seconds of work for a worker
 
@@ -28,7 +30,7 @@ class Piece:
 
 def pieces_of(file: InputFile) -> list[Piece]:
     """A plain extended XYZ file in pieces of about BYTES_IN_PIECE, any other in one."""
-    if file.format != "extxyz" or file.path.name.lower().endswith((".gz", ".bz2", ".xz")):
+    if file.format != "extxyz" or packed(file.path):
         return [Piece(file)]
     pieces, here, frames, lines = [Piece(file)], 0, 0, 0
     with file.path.open("rb") as content:
@@ -64,6 +66,21 @@ def read(piece: Piece) -> Iterator[Atoms | str]:
                 return
             try:
                 yield next(read_xyz(io.StringIO(first + "".join(body)), 0))
-            except Exception as error:
-                yield f"line {number}: {in_one_line(error)}"
+            except Exception as error:  # whatever a broken frame makes ASE stumble over
+                yield f"line {number}: {_flaw(body, error)}"
             number += count + 1
+
+
+def _flaw(body: list[str], error: Exception) -> str:
+    """What is wrong with a frame that ASE cannot read."""
+    columns = Counter(len(line.split()) for line in body[1:])
+    usual = columns.most_common(1)[0][0] if columns else 0
+    odd = next((n for n, line in enumerate(body[1:], 1) if len(line.split()) != usual), None)
+    if odd is not None:
+        return f"atom {odd} of the frame has {len(body[odd].split())} columns, the others {usual}"
+    unknown = next(
+        (symbol for line in body[1:] if (symbol := line.split()[0]).isalpha() and symbol.capitalize() not in ELEMENTS), None
+    )
+    if unknown is not None:
+        return f"{unknown}: no chemical element"
+    return f"the frame is no extended XYZ, its comment line or a number in it cannot be read ({in_one_line(error)})"

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import hashlib
+import lzma
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ase import Atoms
-from ase.io.formats import open_with_compression
 
 from mlip_pace.errors import NoInputError
+from mlip_pace.run.steps import sha256
 
 _PROGRAMS = {  # how the text outputs of DFT programs announce themselves -> ASE's name of the format
     b"Program PWSCF": "espresso-out",
@@ -28,13 +36,14 @@ _SUFFIXES = {
     ".json": "json",
     ".pwo": "espresso-out",
     ".castep": "castep-castep",
-    ".pckl.gzip": "pacemaker",
-    ".pkl.gzip": "pacemaker",
     ".pckl": "pacemaker",
     ".pkl": "pacemaker",
+    ".pickle": "pacemaker",
 }
 # Files that hold structures of unrelated calculations.
-COLLECTIONS = ("extxyz", "db", "json", "pacemaker")
+COLLECTIONS = ("extxyz", "db", "json", "pacemaker", "deepmd")
+_PACKED = re.compile(r"\.(gz|gzip|bz2|xz)$", re.IGNORECASE)
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,14 @@ class InputFile:
     name: str  # as the audit calls it: relative to the data path
     format: str
     instead: Path | None = None  # another output of the same calculation, for when this one has no structure
+
+    def sha256(self) -> str:
+        """Of all that is read: of DeePMD's folders more than the file by which they are known."""
+        if self.format != "deepmd":
+            return sha256(self.path)
+        parts = sorted(path for path in self.path.parent.rglob("*") if path.suffix in (".raw", ".npy") or path.name == "nopbc")
+        content = "".join(f"{path.relative_to(self.path.parent)} {sha256(path)}\n" for path in parts)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def find_files(path: str) -> list[InputFile]:
@@ -87,13 +104,14 @@ def find_files(path: str) -> list[InputFile]:
     if not files:
         raise NoInputError(
             f"{path}: none of the {len(candidates)} files there is one that mlip-pace reads",
-            "known: extended XYZ, OUTCAR, vasprun.xml, pw.x, CP2K, CASTEP, FHI-aims, GPAW, .traj, .db, .json, .pckl.gzip",
+            "known: extended XYZ, OUTCAR, vasprun.xml, pw.x, CP2K, CASTEP, FHI-aims, GPAW, .traj, .db, .json, .pckl.gzip, "
+            "FitSNAP's JSON, DeePMD's folders",
         )
     return files
 
 
 def _plain_name(path: Path) -> str:
-    return re.sub(r"\.(gz|bz2|xz)$", "", path.name, flags=re.IGNORECASE)
+    return _PACKED.sub("", path.name)
 
 
 def _vasp_tag(path: Path) -> str:
@@ -110,23 +128,64 @@ def format_of(path: Path) -> str | None:
     if re.search(r"\.(out|log|txt)(\W|_|\d|$)", name) or "." not in name:  # also `pw.out.1`
         start = _head(path)
         return next((kind for banner, kind in _PROGRAMS.items() if banner in start), None)
+    if name == "type.raw":
+        return "deepmd"
     kind = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
-    if kind == "json" and b'"nextid"' not in path.read_bytes():
-        return None  # a JSON file, but not one of ASE's databases
+    if kind == "json":
+        return _json_format(path)
     return kind
 
 
-def _head(path: Path) -> bytes:
+def _json_format(path: Path) -> str | None:
+    """Of the many files that are JSON, ASE's databases and FitSNAP's structures are ours."""
+    start = _head(path, 512)
+    if b'"Dataset"' in start:
+        return "fitsnap"
     try:
         with opened(path) as file:
-            return file.read(65536)
-    except (OSError, EOFError):
+            content = file.read()
+    except (OSError, EOFError, lzma.LZMAError):
+        return None
+    if b'"nextid"' in content:
+        return "json"
+    return "fitsnap" if b'"Dataset"' in content and b'"AtomTypes"' in content else None
+
+
+def _head(path: Path, size: int = 65536) -> bytes:
+    try:
+        with opened(path) as file:
+            return file.read(size)
+    except (OSError, EOFError, lzma.LZMAError):
         return b""
 
 
+def packed(path: Path) -> bool:
+    """Whether a file is compressed (gzip, bzip2 or xz), by its first bytes: names can be wrong."""
+    return _opener(path) is not open
+
+
+def _opener(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(6)
+    return next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), open)
+
+
 def opened(path: Path) -> IO[bytes]:
-    """The contents of a file, uncompressed."""
-    return open_with_compression(str(path), "rb")
+    """The contents of a file of any format, uncompressed."""
+    content: IO[bytes] = _opener(path)(path, "rb")
+    return content
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """The file itself, or an uncompressed copy with the suffix of its format, for a library that wants a file by name."""
+    if not packed(path):
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=Path(_plain_name(path)).suffix) as copy, opened(path) as content:
+        shutil.copyfileobj(content, copy)
+        copy.flush()
+        yield Path(copy.name)
 
 
 def in_one_line(error: Exception) -> str:

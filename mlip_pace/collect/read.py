@@ -14,9 +14,9 @@ from pathlib import Path
 from ase import Atoms
 from ase.io import iread
 
-from mlip_pace.collect import aims, castep, cp2k, espresso, extxyz, frames, gpaw, outcar, vasprun
+from mlip_pace.collect import aims, castep, cp2k, database, deepmd, espresso, extxyz, fitsnap, frames, gpaw, outcar, vasprun
 from mlip_pace.collect.extxyz import Piece
-from mlip_pace.collect.files import Frame, InputFile, in_one_line, opened
+from mlip_pace.collect.files import Frame, InputFile, in_one_line, opened, unpacked
 from mlip_pace.errors import UnsafeError
 
 
@@ -31,7 +31,7 @@ def read_frames(piece: Piece) -> Iterator[Frame]:
         raise
     # The readers of ASE raise whatever a broken file makes them stumble over.
     except Exception as error:
-        yield f"cannot be read as {file.format}: {in_one_line(error)}"
+        yield f"cannot be read as {file.format}: it is cut, or not as that format is ({in_one_line(error)})"
         return
     if empty:
         yield f"holds no structure in the format {file.format}"
@@ -59,12 +59,19 @@ def _structures(piece: Piece) -> Iterator[Frame]:
         yield from extxyz.read(piece)
     elif kind == "pacemaker":
         yield from frames.read(path)
+    elif kind in ("db", "json"):
+        yield from database.read(path, kind)
+    elif kind == "fitsnap":
+        yield from fitsnap.read(path)
+    elif kind == "deepmd":
+        yield from deepmd.read(path)
     elif kind in _READERS:
         yield from _of_a_run(piece.file)
     else:
-        for atoms in iread(str(path), index=":", format=kind):
-            assert isinstance(atoms, Atoms)
-            yield atoms
+        with unpacked(path) as plain:
+            for atoms in iread(str(plain), index=":", format=kind):
+                assert isinstance(atoms, Atoms)
+                yield atoms
 
 
 def _of_a_run(file: InputFile) -> Iterator[Frame]:

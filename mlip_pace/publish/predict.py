@@ -20,9 +20,10 @@ from ase.io import write
 
 from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.arrays import VOIGT, Array
-from mlip_pace.collect.audit import Broken, checked, fully_periodic, labels
+from mlip_pace.collect.audit import checked, fully_periodic
 from mlip_pace.collect.dataset import ATOMS, ENERGY, FORCES, STRESS, structures_of
 from mlip_pace.collect.files import Unconverged, find_files
+from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.errors import DataError
 from mlip_pace.publish import evaluate
 from mlip_pace.publish.calculator import PotentialCalculator
@@ -57,7 +58,7 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
         try:
             if isinstance(frame, Unconverged):
                 raise Broken(frame.reason)
-            label = checked(atoms, labels(atoms, DataSettings.model_construct())[0], None, cutoff=1.0)[:3]
+            label = checked(atoms, labels(atoms, DataSettings.model_construct()).found, None, cutoff=1.0)[:3]
         except Broken:
             label = None
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)

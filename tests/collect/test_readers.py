@@ -19,6 +19,7 @@ from mlip_pace.collect import audit, dataset, extxyz
 from mlip_pace.collect.extxyz import Piece
 from mlip_pace.collect.files import InputFile, find_files, format_of
 from mlip_pace.collect.frames import load_frame
+from mlip_pace.collect.labels import labels
 from mlip_pace.collect.read import read_frames
 from mlip_pace.errors import NoInputError, UnsafeError
 from mlip_pace.settings import DataSettings
@@ -35,7 +36,7 @@ def read(path) -> list[Atoms | str]:
 def labels_of(atoms: Atoms):
     """Energy (eV), forces (eV/Å), stress (3, 3) in eV/Å^3 as the job takes them."""
     assert not isinstance(atoms, str), atoms
-    return audit.checked(atoms, audit.labels(atoms, KEYS)[0], None, 5.0)[:3]
+    return audit.checked(atoms, labels(atoms, KEYS).found, None, 5.0)[:3]
 
 
 @pytest.mark.parametrize("name", ["pw.out", "scf.log", "run.txt", "output", "pw.out.gz", "pw.out.1", "pw.out_2"])
@@ -191,7 +192,7 @@ def test_a_broken_frame_does_not_take_the_others_with_it(tmp_path, five, line, t
     (tmp_path / "a.xyz").write_text("".join([*five[:line], text, *five[line + 1 :]]))
     (file,) = find_files(str(tmp_path))
     seen = audit.Audit()
-    assert len(dataset.rows_of(dataset.structures_of([file]), KEYS, None, 5.0, seen)) == 4
+    assert len(dataset.rows_of(dataset.structures_of([file]), dataset.Rules(KEYS), seen)) == 4
     assert seen.read == 5
     (broken,) = seen.left_out
     assert broken["source"] == "a.xyz#1"
@@ -244,7 +245,7 @@ def test_labels_keep_info_of_the_frame(tmp_path):
     atoms = labelled(Atoms("Al2", [(0, 0, 0), (0, 0, 2.5)], cell=[9, 9, 9], pbc=True), -1.0)
     atoms.info.update(config_type="dimer", group="g")
     write(tmp_path / "a.xyz", atoms, format="extxyz")
-    (row,) = dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), KEYS, None, 5.0, audit.Audit())
+    (row,) = dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), dataset.Rules(KEYS), audit.Audit())
     assert (row["config_type"], row["group"], row["source"]) == ("dimer", "g", "a.xyz#0")
 
 
@@ -257,7 +258,7 @@ def test_a_file_in_pieces_is_the_same_file(tmp_path, monkeypatch):
     for size, workers in ((10**9, 1), (2000, 1), (2000, 2)):
         monkeypatch.setattr(extxyz, "BYTES_IN_PIECE", size)
         found = audit.Audit()
-        rows = dataset.rows_of(dataset.structures_of([file]), KEYS, None, 5.0, found, workers=workers)
+        rows = dataset.rows_of(dataset.structures_of([file]), dataset.Rules(KEYS, workers=workers), found)
         seen.append(([row[dataset.SOURCE] for row in rows], [row[dataset.ENERGY] for row in rows], found))
     assert len(extxyz.pieces_of(file)) > 10
     assert len(seen[0][0]) > 100

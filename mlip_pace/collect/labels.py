@@ -1,0 +1,222 @@
+"""Which labels of a structure are taken: energy (eV), forces (n, 3) in eV/Å, stress in eV/Å^3, tension positive (as ASE).
+
+Labels come from one place: keys with the same prefix and suffix, such as `REF_energy`, `REF_forces` and `REF_stress`. The place
+is that of a key which the user names; else the first of a calculator's results (`energy`, `forces`, `stress`), `REF_*`,
+`dft_*`, `*_dft` that has an energy and forces. `free_energy`, the force-consistent one, comes before `energy`. A stress has six
+numbers in Voigt's order (xx, yy, zz, yz, xz, xy) or nine. A `virial` or `virials` (eV) is minus the volume times the stress,
+the convention of QUIP, MACE and DeePMD: positive where the structure wants to expand. `energy_corrected`, pacemaker's, has E0
+subtracted already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from mlip_pace.settings import DataSettings
+
+_LABEL = re.compile(r"(.*?)(free_energy|energy_corrected|energy|forces?|stress|virials?)(.*)", re.IGNORECASE)
+# What each name is, the better one first.
+_NAMES = {
+    "energy": ("free_energy", "energy", "energy_corrected"),
+    "forces": ("forces", "force"),
+    "stress": ("stress", "virial", "virials"),
+}
+_USUAL = (("", ""), ("ref_", ""), ("dft_", ""), ("", "_dft"))
+# Names that look like labels; whether they are, only the user can say.
+_ALIKE = {
+    "energy": re.compile(r"energ|toten|^e(_|$)|_e(_|$)|^u0?$", re.IGNORECASE),
+    "forces": re.compile(r"forc|frc|grad|^f(_|$)|_f(_|$)", re.IGNORECASE),
+    "stress": re.compile(r"stress|virial|^vir(_|$)|_vir(_|$)", re.IGNORECASE),
+}
+_ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
+_SAME = 1e-5  # eV/atom, eV/Å, eV/Å^3; less is how labels are rounded
+
+Family = tuple[str, str]  # prefix and suffix, in lower case
+
+
+class Broken(Exception):
+    """A structure cannot be used; says why."""
+
+
+class Labels(NamedTuple):
+    """`found` has energy, forces and stress as they were given; `keys` names where; `notes` are what a user should know."""
+
+    found: dict[str, Any]
+    keys: str
+    notes: tuple[str, ...]
+
+
+def labels(atoms: Atoms, data: DataSettings) -> Labels:
+    """The labels of a structure and where they are from. Raises `Broken` if it has no energy, or no forces of the same place.
+
+    A single atom needs no forces: nothing is there to push it.
+    """
+    has = {key: value for key, value in (*atoms.info.items(), *atoms.arrays.items()) if key not in _GEOMETRY}
+    has |= {} if atoms.calc is None else atoms.calc.results
+    has = {key: value for key, value in has.items() if isinstance(key, str) and value is not None}
+    families = _families(tuple(has))
+    named = {kind: key for kind in _NAMES if (key := str(getattr(data, f"{kind}_key"))) != "auto"}
+    if missing := [kind for kind, key in named.items() if key not in has and kind != "stress"]:
+        kind = missing[0]
+        raise Broken(f"no {kind} under the key {named[kind]!r} ({_setting(kind)})" + _hint(missing, has, (), len(atoms)))
+    family = _chosen(families, named, len(atoms))
+    place = {**families.get(family, {}), **named}
+    if place.get("stress") not in has:
+        place.pop("stress", None)
+    needed = ("energy",) if len(atoms) == 1 else ("energy", "forces")
+    if missing := [kind for kind in needed if kind not in place]:
+        beside = next((f" beside {key!r} ({_setting(kind)})" for kind, key in named.items() if kind in needed), "")
+        raise Broken(f"no {' and '.join(missing)}{beside}" + _hint(missing, has, set(place.values()), len(atoms)))
+    found = {kind: has[key] for kind, key in place.items()}
+    notes = [] if named else _other_sets(has, found, place, families, len(atoms))
+    notes += _unused(has, found, family, families, named)
+    if "corrected" in place["energy"].lower():
+        notes.append(
+            f"the energy is taken from {place['energy']!r}; if E0 is subtracted there already, as pacemaker has it, "
+            "set MLIP_PACE_DATA_E0=none"
+        )
+    if "stress" in place and "virial" in place["stress"].lower():
+        found["stress"] = _stress(found["stress"], atoms)
+    return Labels(found, " ".join(f"{kind}={place[kind]}" for kind in _NAMES if kind in place), tuple(notes))
+
+
+_GEOMETRY = ("numbers", "positions")
+
+
+def is_label(key: Any) -> bool:
+    """Whether a key is called as a label is, or looks like one."""
+    return isinstance(key, str) and (_parsed(key) is not None or any(pattern.search(key) for pattern in _ALIKE.values()))
+
+
+def _setting(kind: str) -> str:
+    return f"MLIP_PACE_DATA_{kind.upper()}_KEY"
+
+
+@lru_cache(maxsize=1024)
+def _parsed(key: str) -> tuple[str, str, Family] | None:
+    """What a key is called, of which kind that is, and its family."""
+    match = _LABEL.fullmatch(key)
+    if match is None:
+        return None
+    name = match[2].lower()
+    kind = next(kind for kind, names in _NAMES.items() if name in names)
+    return name, kind, (match[1].lower(), match[3].lower())
+
+
+@lru_cache(maxsize=1024)
+def _families(keys: tuple[str, ...]) -> dict[Family, dict[str, str]]:
+    """The keys of energy, forces and stress of each family."""
+    families: dict[Family, dict[str, str]] = {}
+    ranks: dict[tuple[Family, str], int] = {}
+    for key in keys:
+        if (parsed := _parsed(key)) is not None:
+            name, kind, family = parsed
+            rank = _NAMES[kind].index(name)
+            if rank < ranks.get((family, kind), len(_NAMES[kind])):
+                ranks[family, kind] = rank
+                families.setdefault(family, {})[kind] = key
+    return families
+
+
+def _chosen(families: Mapping[Family, Mapping[str, str]], named: Mapping[str, str], count: int) -> Family:
+    """The family of a key that the user names, else the first usual one that has what is needed."""
+    if "energy" in named or "forces" in named:
+        parsed = _parsed(named.get("energy", named.get("forces", "")))
+        return parsed[2] if parsed is not None else ("?", "?")
+    needed = [{"energy", "forces"}, *([{"energy"}] if count == 1 else [])]
+    usual = list(_USUAL)
+    if (parsed := _parsed(named.get("stress", ""))) is not None:
+        usual.insert(0, parsed[2])
+    complete = (family for needs in needed for family in usual if needs <= set(families.get(family, ())))
+    some = (family for family in usual if set(families.get(family, ())) & {"energy", "forces"})
+    return next(chain(complete, some), ("?", "?"))
+
+
+def _plausible(kind: str, value: Any, count: int) -> bool:
+    """Whether a value has the shape of such a label."""
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        return False
+    return {"energy": array.size == 1 and array.ndim <= 1, "forces": array.shape == (count, 3), "stress": array.size in (6, 9)}[
+        kind
+    ]
+
+
+def _hint(missing: Sequence[str], has: Mapping[str, Any], taken: Container[str], count: int) -> str:
+    """Which keys look like what is missing, and the settings that take them."""
+    alike = {
+        kind: [
+            key
+            for key, value in has.items()
+            if _ALIKE[kind].search(key) and key not in taken and _plausible(kind, value, count)
+        ]
+        for kind in ("energy", "forces")
+    }
+    names = [key for kind in missing for key in alike.get(kind, [])]
+    if not names:
+        return ""
+    # With a key of another family the other label has to be named as well.
+    settings = [f"{_setting(kind)}={keys[0]}" for kind, keys in alike.items() if keys]
+    return f"; {' and '.join(map(repr, names))} may be what is missing: set {' '.join(settings)}"
+
+
+def _same(kind: str, one: Any, other: Any, count: int) -> bool:
+    try:
+        difference = np.abs(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).max()
+    except (TypeError, ValueError):
+        return False
+    return bool(difference <= _SAME * (count if kind == "energy" else 1))
+
+
+def _other_sets(
+    has: Mapping[str, Any], found: Mapping[str, Any], place: Mapping[str, str], families: Mapping[Family, Mapping[str, str]],
+    count: int,
+) -> list[str]:  # fmt: skip
+    """Whole sets of other labels that the structure has: taking one of them is a choice."""
+    notes = []
+    for keys in families.values():
+        if {"energy", "forces"} <= set(keys) and keys["energy"] != place["energy"]:
+            differ = [kind for kind in ("energy", "forces") if not _same(kind, found.get(kind, 0.0), has[keys[kind]], count)]
+            if differ:
+                notes.append(
+                    f"there are two sets of labels, and their {' and '.join(differ)} differ: {place['energy']!r} is taken, "
+                    f"{keys['energy']!r} is not; {_setting('energy')} names the one to take"
+                )
+    return notes
+
+
+def _unused(
+    has: Mapping[str, Any], found: Mapping[str, Any], family: Family, families: Mapping[Family, Mapping[str, str]],
+    named: Mapping[str, str],
+) -> list[str]:  # fmt: skip
+    """Keys that look like labels, are no whole set, and are not used."""
+    notes = []
+    count = max((len(value) for value in has.values() if isinstance(value, np.ndarray) and value.ndim == 2), default=1)
+    for key, value in has.items():
+        parsed = _parsed(key)
+        if key in named.values() or (parsed is not None and (parsed[2] == family or len(families[parsed[2]]) > 1)):
+            continue
+        for kind, pattern in _ALIKE.items():
+            wanted = kind not in named and (kind not in found or not named)
+            if wanted and pattern.search(key) and _plausible(kind, value, count):
+                if kind not in found or not _same(kind, found[kind], value, count):
+                    notes.append(f"{key!r} looks like {_ARTICLE[kind]} and is not used; {_setting(kind)}={key} takes it")
+                break
+    return notes
+
+
+def _stress(virial: Any, atoms: Atoms) -> Any:
+    """Stress (eV/Å^3) of a virial (eV) in the same order; as it is, if that is for the audit to refuse."""
+    volume = abs(atoms.cell.volume)
+    try:
+        return -np.asarray(virial, dtype=float) / volume if volume > 1e-6 else None
+    except (TypeError, ValueError):
+        return virial
