@@ -101,19 +101,21 @@ class Group(BaseModel):
 
 class DataSettings(Group):
     path: str = setting("/data", "a file, a directory (searched recursively) or a glob")
-    test_path: str | None = setting(None, "separate test data, same rules")
+    test_path: str | None = setting(None, "test data of their own, same rules; nothing is held out of PATH then")
     test_fraction: float = setting(0.05, "held out of PATH, by group, if there is no TEST_PATH", ge=0, lt=1)
-    energy_key: str = setting("auto", "key of the energy in extended XYZ, .db, .json")
+    energy_key: str = setting("auto", "key of the energy in extended XYZ, .db, .json, .traj")
     forces_key: str = setting("auto", "key of the forces")
-    stress_key: str = setting("auto", "key of the stress; `none`: there is none, it is not fitted")
+    stress_key: str = setting("auto", "key of the stress; `none`: leave stresses out")
     e0: E0 = setting("auto", "`auto` (isolated atoms, else least squares), `none`, or `Al:-0.12,Cu:-0.2`", "eV")
     unconverged: Literal["leave_out", "keep"] = setting(
         "leave_out",
         "structures whose calculation is not valid (SCF not converged, fixed density, …); `keep`: use them, with a warning",
     )
     max_force: Positive | None = setting(None, "leave out structures with a larger force on an atom", "eV/Å")
-    max_energy: Positive | None = setting(None, "leave out structures further above the lowest energy", "eV/atom")
-    max_rejected: float = setting(0.05, "fraction of structures that may be unusable before the job is refused", ge=0, le=1)
+    max_energy: Positive | None = setting(None, "leave out structures further above the lowest E - E0", "eV/atom")
+    max_rejected: float = setting(
+        0.05, "fraction of the structures that may be unusable; with more the job is refused", ge=0, le=1
+    )
 
 
 class ReferenceSettings(Group):
@@ -135,16 +137,16 @@ class ReferenceSettings(Group):
 class BasisSettings(Group):
     elements: Elements = setting(None, "elements of the potential; none: those of the data")
     cutoff: float = setting(5.0, "cutoff radius", "Å", gt=1, le=15)
-    functions: int = setting(500, "number of functions per element", ge=1, le=20000)
+    functions: int = setting(500, "functions per element, at most; `check` says how many there are", ge=1, le=20000)
     body_order: int = setting(5, "highest body order (central atom included)", ge=2, le=7)
     embedding: Literal["linear", "finnis-sinclair"] = setting(
-        "finnis-sinclair", "`linear`: E = ρ; `finnis-sinclair`: two densities, E = ρ1 + sqrt(ρ2)"
+        "finnis-sinclair", "`linear`: E = ρ; `finnis-sinclair`: E = ρ1 + sqrt(ρ2), with ρ2 for pacemaker's optimizers only"
     )
 
 
 class SelectionSettings(Group):
     method: Literal["doptimal", "none"] = setting("doptimal", "choice of the training structures before the fit")
-    max_structures: int | None = setting(None, "choose at most this many", ge=1)
+    max_structures: int | None = setting(None, "choose this many, if there are so many; none: as many as it takes", ge=1)
 
 
 class TrainingSettings(Group):
@@ -154,22 +156,22 @@ class TrainingSettings(Group):
     start: str = setting(
         "auto", "`linear`: least squares; `zero`; a B-basis `.yaml` to refine; auto: linear, but zero with a ladder"
     )
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "structures in a batch")
-    ladder_step: LadderStep = setting(None, "grow the basis in steps: a number, a fraction, or both (`10,0.02`)")
-    ladder_type: Literal["body_order", "power_order"] = setting("body_order", "order in which the ladder adds functions")
-    max_epochs: int = setting(10, "iterations (of each ladder step, if there is one); 0: the linear start alone", ge=0)
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = setting("auto", "structures in a batch of pacemaker")
+    ladder_step: LadderStep = setting(None, "pacemaker: grow the basis in steps: a number, a fraction, or both (`10,0.02`)")
+    ladder_type: Literal["body_order", "power_order"] = setting("body_order", "pacemaker: what the ladder adds first")
+    max_epochs: int = setting(10, "iterations, at most (of each ladder step, if there is one); 0: the start alone", ge=0)
     weighting: Literal["uniform", "energy"] = setting("uniform", "`energy`: low-energy structures weigh more")
     optimizer: Literal["auto", "BFGS", "L-BFGS-B"] = setting(
-        "auto", "auto: variable projection after a linear start, else pacemaker's BFGS; or one of pacemaker's"
+        "auto", "auto: variable projection after a linear start, else BFGS; BFGS and L-BFGS-B are pacemaker's"
     )
-    l1: float = setting(1e-8, "L1 regularisation of the function coefficients", ge=0)
-    l2: float = setting(1e-8, "L2 regularisation of the function coefficients", ge=0)
-    early_stopping_patience: int = setting(50, "iterations without gain before the fit ends", ge=1)
+    l1: float = setting(1e-8, "L1 regularisation of the function coefficients by pacemaker's optimizers", ge=0)
+    l2: float = setting(1e-8, "L2 regularisation of the function coefficients by pacemaker's optimizers", ge=0)
+    early_stopping_patience: int = setting(50, "iterations of pacemaker's optimizers without gain before they end", ge=1)
     early_stopping_gain: float = setting(
-        1e-4, "relative gain of the training loss per iteration that counts; 0 turns early stopping off", ge=0
+        1e-4, "relative gain of the loss per iteration that counts as one there; 0 turns early stopping off", ge=0
     )
-    display_step: int = setting(20, "iterations between looks at the test set", ge=1)
-    seed: int = setting(42, "seed of the split and of pacemaker", ge=0, lt=2**32)
+    display_step: int = setting(20, "iterations of pacemaker's optimizers between looks at the test set", ge=1)
+    seed: int = setting(42, "seed of the split into train and test, of variable projection and of pacemaker", ge=0, lt=2**32)
     override: Path | None = setting(None, "YAML file that is merged into pacemaker's input.yaml")
 
     @field_validator("max_epochs")
@@ -191,10 +193,10 @@ class OutputSettings(Group):
 
 
 class RunSettings(Group):
-    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where pacemaker computes")
-    gpu_memory: Literal["grow", "all"] = setting("grow", "take the GPU's memory as it is needed, or all at the start")
+    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where pacemaker computes; all else is for the CPU")
+    gpu_memory: Literal["grow", "all"] = setting("grow", "pacemaker takes GPU memory as needed, or all at the start")
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = setting(
-        "auto", "threads of the training; auto: what CPU affinity, cgroup and SLURM leave"
+        "auto", "threads of pacemaker, worker processes of all else; auto: what CPU affinity, cgroup and SLURM leave"
     )
     member: Literal["auto"] | Annotated[int, Field(ge=0)] | None = setting(
         None, "of an ensemble: its number is added to SEED, its output goes to `member-N`; `auto`: that of the array job"

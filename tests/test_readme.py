@@ -1,5 +1,6 @@
-"""What the README says is true: its commands run, its table is the program's."""
+"""What the README says is true: its commands run, its tables are the program's, its picture is a report."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from mlip_pace.cli import settings_table
 
@@ -34,6 +36,23 @@ def desk(tmp_path_factory):
 def test_the_commands_for_ones_own_data_publish_a_potential(desk):
     for name in re.findall(r"^\| `(potential\.\w+)`", README, re.MULTILINE):
         assert (desk / "my-potential" / name).exists()
+    assert "gamma" in (desk / "predicted.xyz").read_text()
+
+
+def test_the_demo_ends_as_shown(tmp_path):
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MLIP_PACE_")}
+    command = [sys.executable, "-m", "examples.demo"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ | {"MLIP_PACE_OUTPUT_PATH": str(tmp_path)}, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 iterations" in done.stdout
+    (shown,) = (block for block in blocks("") if block.startswith("ACE + reference against DFT"))
+    for line in shown.splitlines()[2:]:
+        name, *numbers = line.split()
+        found = next(told.split() for told in done.stdout.splitlines() if told.split()[:1] == [name])
+        assert found[1:3] == numbers[:2]
+        assert [float(n) for n in found[3:]] == pytest.approx([float(n) for n in numbers[2:]], rel=0.1, abs=2e-4)
 
 
 @pytest.mark.parametrize("script", blocks("python"))
@@ -43,8 +62,33 @@ def test_python_examples_run(desk, script):
     assert done.stdout.strip()
 
 
-def test_the_settings_table_is_the_programs():
-    assert settings_table() in README
+def test_the_tables_of_settings_are_the_programs():
+    table = settings_table()
+    assert table in (ROOT / "docs" / "settings.md").read_text()
+    shown = [line for line in README.splitlines() if line.startswith("| `MLIP_PACE_")]
+    assert len(shown) == 10
+    assert set(shown) <= set(table.splitlines())
+
+
+def test_the_first_screen_says_when_not_to_use_it():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    first = "\n".join(lines[: lines.index("## Two commands")])
+    assert len(first.splitlines()) <= 30
+    for said in ("non-commercial", "x86-64 Linux", "TensorFlow", "docs/report.png"):
+        assert said in first
+
+
+def test_the_picture_is_of_a_report(demo):
+    picture = ROOT / "docs" / "report.png"
+    assert picture.stat().st_size < 200_000
+    spec = importlib.util.spec_from_file_location("report_picture", ROOT / "docs" / "report_picture.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    drawn = script.shot(demo / "report.html")
+    with Image.open(picture) as image:
+        assert image.size == drawn.size
+    assert len(drawn.convert("L").getcolors()) > 50  # letters and lines, not a blank page
 
 
 def test_the_examples_are_small_and_documented():

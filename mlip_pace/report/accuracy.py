@@ -29,7 +29,7 @@ def errors_section(metadata: dict[str, Any], frame: pd.DataFrame) -> Section:
     typed = [error_row(f"{SUBSETS[name]}: {kind}", e) for name in present for kind, e in sorted(by_type[name].items())]
     panels = []
     kinds = sorted({kind for name in present for kind in by_type[name]})
-    for quantity, unit, factor in (("energy", "meV/atom", 1e3), ("forces", "eV/Å", 1.0)):
+    for quantity, name_of, unit, factor in (("energy", "Energy", "meV/atom", 1e3), ("forces", "Force", "eV/Å", 1.0)):
         layers = []
         for name in present:
             values = [by_type[name][kind][f"{quantity}_rmse"] if kind in by_type[name] else None for kind in kinds]
@@ -37,7 +37,7 @@ def errors_section(metadata: dict[str, Any], frame: pd.DataFrame) -> Section:
         panels.append(
             Panel(
                 f"by-type-{quantity}",
-                f"{quantity.capitalize()} error by config_type",
+                f"{name_of} error by config_type",
                 f"RMSE, {unit}",
                 "",
                 layers,
