@@ -67,16 +67,27 @@ class _Surroundings:
     """What some centres see of one element of neighbours: the variables and their derivatives by the places of atoms."""
 
     x: Array  # (centres, width)
-    moves: Array  # (links, 3, width); a link is a centre and an atom that it sees, be it in several cells
-    strains: Array  # (centres, 6, width): by the strain
+    x_by_place: Array  # (links, 3, width); a link is a centre and an atom that it sees, be it in several cells
+    x_by_strain: Array  # (centres, 6, width)
     sums: Array  # (centres, k, lm): Σ_j g_k Y_lm, of which the variables are linear combinations
-    gradients: Array  # (links, 3, k, lm)
-    strained: Array  # (centres, 6, k, lm)
+    sums_by_place: Array  # (links, 3, k, lm)
+    sums_by_strain: Array  # (centres, 6, k, lm)
     atoms: Integers  # (links,)
     first: Integers  # (centres + 1,): where the links of a centre begin
 
     def links(self, centre: int) -> slice:
         return slice(self.first[centre], self.first[centre + 1])
+
+
+@dataclass(frozen=True)
+class _Energy:
+    """Of a centre: the `n`th of those with the same surroundings."""
+
+    element: int
+    n: int
+    centre: int
+    by_x: Array  # (variables,)
+    by_xx: Array  # (variables, variables)
 
 
 class Expansion:
@@ -142,28 +153,26 @@ class Expansion:
                 functions = self.of_element[element]
                 densities = self.variables.densities(np.concatenate([seen.x for seen in surroundings], axis=1))
                 of_c.energies[centres, columns[element]] = functions.values(densities)
-                bends: Iterable[Array] = [np.empty(0)] * len(centres)
+                hessians: Iterable[Array] = [np.empty(0)] * len(centres)
                 if coefficients is not None:
-                    bends = functions.bends(curvatures[element], densities)
-                for n, (centre, by_x, by_xx) in enumerate(zip(centres, functions.slopes(densities), bends, strict=True)):
+                    hessians = functions.hessians(curvatures[element], densities)
+                for n, (centre, by_x, by_xx) in enumerate(zip(centres, functions.slopes(densities), hessians, strict=True)):
                     for s, seen in enumerate(surroundings):
-                        block = by_x[s * self.width : (s + 1) * self.width]
-                        by_place = _product(seen.moves[seen.links(n)], block)
-                        of_c.add(centre, seen.atoms[seen.links(n)], columns[element], by_place, seen.strains[n] @ block)
+                        block, links = by_x[s * self.width : (s + 1) * self.width], seen.links(n)
+                        by_place, by_strain = _product(seen.x_by_place[links], block), seen.x_by_strain[n] @ block
+                        of_c.add(centre, seen.atoms[links], columns[element], by_place, by_strain)
                     if coefficients is not None:
-                        along = by_x @ coefficients[columns[element]]
-                        self._add_radial(of_radial, pairs, element, n, centre, surroundings, along, by_xx)
+                        energy = _Energy(element, n, centre, by_x @ coefficients[columns[element]], by_xx)
+                        self._add_radial(of_radial, pairs, energy, surroundings)
             for span in joined.spans:
                 yield of_c.of(span), of_radial.of(span)
 
-    def _add_radial(
-        self, rows: _Rows, pairs: Sequence[Pair], element: int, n: int, centre: int, surroundings: list[_Surroundings],
-        by_x: Array, by_xx: Array,
-    ) -> None:  # fmt: skip
-        """What a centre (the `n`th of those with these surroundings) brings, its energy E having ∂E/∂x and ∂²E/∂x∂x."""
-        blocks = [by_xx[s * self.width : (s + 1) * self.width] for s in range(len(surroundings))]
-        moved = [_product(seen.moves[seen.links(n)], block) for seen, block in zip(surroundings, blocks, strict=True)]
-        strained = [seen.strains[n] @ block for seen, block in zip(surroundings, blocks, strict=True)]
+    def _add_radial(self, rows: _Rows, pairs: Sequence[Pair], of: _Energy, surroundings: list[_Surroundings]) -> None:
+        """The derivatives of a centre's energy by C."""
+        element, n, centre, by_x = of.element, of.n, of.centre, of.by_x
+        blocks = [of.by_xx[s * self.width : (s + 1) * self.width] for s in range(len(surroundings))]
+        moved = [_product(seen.x_by_place[seen.links(n)], block) for seen, block in zip(surroundings, blocks, strict=True)]
+        strained = [seen.x_by_strain[n] @ block for seen, block in zip(surroundings, blocks, strict=True)]
         first = 0
         for pair in pairs:
             columns = slice(first, first := first + math.prod(self.shapes[pair]))
@@ -174,10 +183,10 @@ class Expansion:
             rows.energies[centre, columns] += self._by_radial(pair, other, by_x, sums)
             for s, seen in enumerate(surroundings):
                 links = seen.links(n)
-                by_place, by_strain = (self._by_radial(pair, other, of[s], sums) for of in (moved, strained))
+                by_place, by_strain = (self._by_radial(pair, other, by[s], sums) for by in (moved, strained))
                 if s == other:
-                    by_place += self._by_radial(pair, other, by_x, seen.gradients[links])
-                    by_strain += self._by_radial(pair, other, by_x, seen.strained[n])
+                    by_place += self._by_radial(pair, other, by_x, seen.sums_by_place[links])
+                    by_strain += self._by_radial(pair, other, by_x, seen.sums_by_strain[n])
                 rows.add(centre, seen.atoms[links], columns, by_place, by_strain)
 
     def _by_radial(self, pair: Pair, other: int, by_x: Array, seen: Array) -> Array:
@@ -252,27 +261,26 @@ class Expansion:
             atoms = len(joined.species)
             links, link = np.unique(bonds.centre * atoms + bonds.neighbour, return_inverse=True)
             x = _summed(self._variables(element, other, bonds), bonds.centre, len(centres))
-            moves = self._moves(element, other, bonds)
+            x_by_place = self._by_place(element, other, bonds)
             sums, gradients = np.empty((len(centres), 0, 0)), np.empty((len(bonds.centre), 3, 0, 0))
             if of_radial:
                 sums = _summed(bonds.g[:, :, None] * bonds.y[:, None, :], bonds.centre, len(centres))
                 gradients = bonds.direction[:, :, None, None] * (bonds.dg[:, :, None] * bonds.y[:, None, :])[:, None]
                 gradients += (bonds.g / bonds.distance[:, None])[:, None, :, None] * bonds.dy[:, :, None, :]
-            strains, strained = (_strained(bonds, moved, len(centres), stress) for moved in (moves, gradients))
-            moves, gradients = (_summed(moved, link, len(links)) for moved in (moves, gradients))
+            x_by_strain, sums_by_strain = (_by_strain(bonds, by, len(centres), stress) for by in (x_by_place, gradients))
+            x_by_place, sums_by_place = (_summed(by, link, len(links)) for by in (x_by_place, gradients))
             first = np.searchsorted(links, np.arange(len(centres) + 1) * atoms)
-            found.append(_Surroundings(x, moves, strains, sums, gradients, strained, links % atoms, first))
+            found.append(_Surroundings(x, x_by_place, x_by_strain, sums, sums_by_place, sums_by_strain, links % atoms, first))
         return found
 
     def _variables(self, element: int, other: int, bonds: _Bonds) -> Array:
         """What each bond adds to x: (bonds, width)."""
         return self._spread(element, other, bonds.g, bonds.y)
 
-    def _moves(self, element: int, other: int, bonds: _Bonds) -> Array:
+    def _by_place(self, element: int, other: int, bonds: _Bonds) -> Array:
         """The derivatives of `_variables` by the place of the neighbour: (bonds, 3, width)."""
-        moves = self._spread(element, other, bonds.dg, bonds.y)[:, None, :] * bonds.direction[:, :, None]
-        moves += self._spread(element, other, (bonds.g / bonds.distance[:, None])[:, None, :], bonds.dy)
-        return moves
+        along = self._spread(element, other, bonds.dg, bonds.y)[:, None, :] * bonds.direction[:, :, None]
+        return along + self._spread(element, other, (bonds.g / bonds.distance[:, None])[:, None, :], bonds.dy)
 
     def _spread(self, element: int, other: int, g: Array, y: Array) -> Array:
         """g_k Y_00 and Σ_k C_nlk g_k Y_lm, in the order of the variables: (..., width) from g (..., k) and y (..., lm)."""
@@ -303,12 +311,14 @@ class _Rows:
         return np.concatenate([self.energies[span].sum(axis=0)[None], *self.forces[span], self.virials[span].sum(axis=0)])
 
 
-def _strained(bonds: _Bonds, moves: Array, centres: int, stress: bool) -> Array:
+def _by_strain(bonds: _Bonds, by_place: Array, centres: int, stress: bool) -> Array:
     """The derivatives (centres, 6, ...) by the strain, which moves neighbours by ε r, from those by places (bonds, 3, ...)."""
     if not stress:
-        return np.empty((centres, 0, *moves.shape[2:]))
-    vector = (bonds.direction * bonds.distance[:, None]).reshape(-1, 3, *[1] * (moves.ndim - 2))
-    return np.stack([_summed(vector[:, a] * moves[:, b], bonds.centre, centres) for a, b in zip(*VOIGT, strict=True)], axis=1)
+        return np.empty((centres, 0, *by_place.shape[2:]))
+    vector = (bonds.direction * bonds.distance[:, None]).reshape(-1, 3, *[1] * (by_place.ndim - 2))
+    return np.stack(
+        [_summed(vector[:, a] * by_place[:, b], bonds.centre, centres) for a, b in zip(*VOIGT, strict=True)], axis=1
+    )
 
 
 def _pair(one: int, other: int) -> Pair:

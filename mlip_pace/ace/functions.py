@@ -111,7 +111,7 @@ class Functions:
                 entries.next_products(len(t))
         return entries.matrix(variables**2)
 
-    def bends(self, curvature: csc_array, densities: Complex) -> Iterator[Array]:
+    def hessians(self, curvature: csc_array, densities: Complex) -> Iterator[Array]:
         """Σ c ∂²B/∂x∂x (variables, variables) of one centre after the other, for the c of the `curvature`."""
         size = self.variables.count
         return (made.reshape(size, size) for made in self._applied(curvature, densities, but=2))
