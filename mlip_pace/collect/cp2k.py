@@ -75,6 +75,7 @@ def _read_run(text: str) -> Iterator[Frame]:
         return
     parts = {match[1] for match in energies}
     variable = _VARIABLE.search(text) is not None or len(set(re.findall(r"^ *CELL\| Volume.*", text, re.MULTILINE))) > 1
+    method = _other_method(text, parts)
     geometry = _Geometry()
     for n, energy in enumerate(energies):
         before = text[energies[n - 1].end() if n else 0 : energy.start()]
@@ -86,19 +87,22 @@ def _read_run(text: str) -> Iterator[Frame]:
             if geometry.lost:
                 raise _Unreadable(geometry.lost)
             atoms = _labelled(geometry, energy, behind[: found.start()] if (found := _NEXT.search(behind)) else behind)
-            reason = _not_valid(text, before, energy[1])
+            reason = "the SCF did not converge" if _failed(before) else method
             yield Unconverged(atoms, f"CP2K: {reason}") if reason else atoms
         except _Unreadable as reason:
             yield f"CP2K: {reason}"
 
 
-def _not_valid(text: str, before: str, method: str) -> str:
-    """Why the energy is not one of DFT's ground state, or nothing."""
+def _failed(before: str) -> bool:
+    """Whether the last SCF before an energy did not converge; with an outer loop, inner ones may end early."""
     inner, outer = (re.findall(rf"{loop} (converged|NOT converged|FAILED)", before) for loop in ("SCF run", "outer SCF loop"))
-    if (outer or inner or ["converged"])[-1] != "converged":  # with an outer loop, inner ones may end before
-        return "the SCF did not converge"
-    if method not in ("QS", "SIRIUS"):
-        return f"the energy is that of {method}, not of DFT"
+    return bool((outer or inner or ["converged"])[-1] != "converged")
+
+
+def _other_method(text: str, parts: set[str]) -> str:
+    """Why the energies of a run are not those of DFT's ground state, or nothing."""
+    if other := sorted(parts - {"QS", "SIRIUS"}):
+        return f"the energy is that of {other[0]}, not of DFT"
     if approximation := re.search(r"^ *(xTB|DFTB)\| ", text, re.MULTILINE | re.IGNORECASE):
         return f"the energy is that of {approximation[1]}, not of DFT"
     if dynamics := re.search(r"GLOBAL\| Run type +(RT_PROPAGATION|EHRENFEST_DYN)", text):

@@ -72,11 +72,7 @@ def _read_run(text: str) -> Iterator[Frame]:
         lost = "the coordinates of this step are missing"  # it is not the first: its density begins with that of others
     frames: list[Frame] = []
     new: Any = None  # a cell that waits for the positions that go with it
-    count = 0
-    continued = "restart" in text.lower() or "from file used" in text
-    # The final coordinates have a cell even where it is fixed.
-    moving = text[begin:].partition("Begin final coordinates")[0]
-    variable = "press convergence thresh" in text or re.search("^CELL_PARAMETERS|new unit-cell volume", moving, re.MULTILINE)
+    count, variable = 0, _cell_varies(text, begin)
     for piece in pieces:
         try:
             if piece.startswith("CELL_PARAMETERS"):
@@ -95,10 +91,18 @@ def _read_run(text: str) -> Iterator[Frame]:
             continue
         frames.append(f"pw.x: {lost}" if lost else frame)
         if match := _COUNT.search(piece):
-            now, before, count = int(match[1]), count, int(match[1])
-            if now != before + 1 and (before or not continued) and not isinstance(frames[-1], str):
-                frames[-1] = f"pw.x: steps are missing: step {now} comes after step {before}"
+            before, count = count, int(match[1])
+            continued = before == 0 and ("restart" in text.lower() or "from file used" in text)
+            if count != before + 1 and not continued and not isinstance(frames[-1], str):
+                frames[-1] = f"pw.x: steps are missing: step {count} comes after step {before}"
     yield from frames or ["pw.x: the run ended before its first SCF"]
+
+
+def _cell_varies(text: str, begin: int) -> bool:
+    """Whether every step has a cell of its own; the final coordinates have one even where it is fixed."""
+    steps = text[begin:].partition("Begin final coordinates")[0]
+    moved = re.search("^CELL_PARAMETERS|new unit-cell volume", steps, re.MULTILINE)
+    return moved is not None or "press convergence thresh" in text
 
 
 def _number(text: str, pattern: str, what: str) -> float:
