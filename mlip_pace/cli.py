@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import errno
 import json
 import os
@@ -18,6 +17,7 @@ from mlip_pace.errors import JobError, OutputError, StorageError, ToolError
 from mlip_pace.run import stopping
 
 if TYPE_CHECKING:
+    from mlip_pace.collect.convert import Summary
     from mlip_pace.run.log import Journal
 
 # One thread for the linear algebra of our own process: it works on small matrices, and pacemaker has its own setting.
@@ -75,8 +75,11 @@ def _job(given: argparse.Namespace) -> int:
         if given.command == "predict":
             more = {"summary": _predict(given, journal)}
         elif given.command == "collect":
-            more["summary"] = {}
-            _collect(given, journal, more["summary"])
+            from mlip_pace.collect.convert import Summary
+
+            summary = Summary()
+            more["summary"] = vars(summary)  # is in the last line whatever is raised
+            _collect(given, journal, summary)
         else:
             from mlip_pace import sources
 
@@ -104,12 +107,9 @@ def _job(given: argparse.Namespace) -> int:
     return code
 
 
-def _collect(given: argparse.Namespace, journal: Journal, summary: dict[str, Any]) -> None:
-    """Fills `summary` also where something is raised."""
-    from mlip_pace.collect.convert import NOTHING, convert
-
-    summary.update(copy.deepcopy(NOTHING))
+def _collect(given: argparse.Namespace, journal: Journal, summary: Summary) -> None:
     from mlip_pace import sources
+    from mlip_pace.collect.convert import convert
     from mlip_pace.collect.dataset import Rules
     from mlip_pace.run import limits
 
@@ -123,15 +123,15 @@ def _collect(given: argparse.Namespace, journal: Journal, summary: dict[str, Any
     try:
         convert(given.data, given.output, rules, limit, summary)
     finally:
-        for warning in summary["warnings"]:
+        for warning in summary.warnings:
             journal.warn(warning)
-        for item in summary["left_out"]:
+        for item in summary.left_out:
             journal.say(f"left out: {item['source']}: {item['reason']}")
-    for keys, count in summary["keys"].items():
+    for keys, count in summary.keys.items():
         journal.say(f"labels of {count} structures: {keys}")
-    for symbol, energy in summary["e0"].items():
-        journal.say(f"E0 of {symbol}: {energy:.6f} eV ({summary['e0_source'][symbol]})")
-    journal.say(f"{summary['used']} of {summary['read']} structures of {summary['files']} files are in {given.output}")
+    for symbol, energy in summary.e0.items():
+        journal.say(f"E0 of {symbol}: {energy:.6f} eV ({summary.e0_source[symbol]})")
+    journal.say(f"{summary.used} of {summary.read} structures of {summary.files} files are in {given.output}")
 
 
 def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -65,10 +66,29 @@ def read(piece: Piece) -> Iterator[Atoms | str]:
                 yield f"line {number}: the file ends within a frame of {count} atoms"
                 return
             try:
-                yield next(read_xyz(io.StringIO(first + "".join(body)), 0))
+                yield _frame(first, body)
             except Exception as error:  # whatever a broken frame makes ASE stumble over
                 yield f"line {number}: {_flaw(body, error)}"
             number += count + 1
+
+
+# ASE refuses a frame whose stress or virial has not nine numbers; Voigt's six are as usual.
+_TENSOR = re.compile(r"""(?<!\S)(stress|virial)=("[^"]*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S+)""")
+
+
+def _frame(first: str, body: list[str]) -> Atoms:
+    def renamed(match: re.Match[str]) -> str:
+        return match[0] if len(match[2].strip("\"'{}[]").replace(",", " ").split()) == 9 else f"{_ASIDE}{match[0]}"
+
+    comment = _TENSOR.sub(renamed, body[0]) if "stress=" in body[0] or "virial=" in body[0] else body[0]
+    atoms: Atoms = next(read_xyz(io.StringIO(first + comment + "".join(body[1:])), 0))
+    for name in ("stress", "virial"):
+        if _ASIDE + name in atoms.info:
+            atoms.info[name] = atoms.info.pop(_ASIDE + name)
+    return atoms
+
+
+_ASIDE = "aside_"
 
 
 def _flaw(body: list[str], error: Exception) -> str:

@@ -11,7 +11,7 @@ subtracted already.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ _NAMES = {
 _USUAL = (("", ""), ("ref_", ""), ("dft_", ""), ("", "_dft"))
 # Names that look like labels; whether they are, only the user can say.
 _ALIKE = {
-    "energy": re.compile(r"energ|toten|^e(_|$)|_e(_|$)|^u0?$", re.IGNORECASE),
+    "energy": re.compile(r"^(?!.*per_?atom)(.*energ|.*toten|e(_|$)|.*_e(_|$)|u0?$)", re.IGNORECASE),
     "forces": re.compile(r"forc|frc|grad|^f(_|$)|_f(_|$)", re.IGNORECASE),
     "stress": re.compile(r"stress|virial|^vir(_|$)|_vir(_|$)", re.IGNORECASE),
 }
@@ -65,7 +65,7 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
     named = {kind: key for kind in _NAMES if (key := str(getattr(data, f"{kind}_key"))) != "auto"}
     if missing := [kind for kind, key in named.items() if key not in has and kind != "stress"]:
         kind = missing[0]
-        raise Broken(f"no {kind} under the key {named[kind]!r} ({_setting(kind)})" + _hint(missing, has, (), len(atoms)))
+        raise Broken(f"no {kind} under the key {named[kind]!r} ({_setting(kind)})" + _hint(missing, has, {}, len(atoms)))
     family = _chosen(families, named, len(atoms))
     place = {**families.get(family, {}), **named}
     if place.get("stress") not in has:
@@ -73,7 +73,7 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
     needed = ("energy",) if len(atoms) == 1 else ("energy", "forces")
     if missing := [kind for kind in needed if kind not in place]:
         beside = next((f" beside {key!r} ({_setting(kind)})" for kind, key in named.items() if kind in needed), "")
-        raise Broken(f"no {' and '.join(missing)}{beside}" + _hint(missing, has, set(place.values()), len(atoms)))
+        raise Broken(f"no {' and '.join(missing)}{beside}" + _hint(missing, has, place, len(atoms)))
     found = {kind: has[key] for kind, key in place.items()}
     notes = [] if named else _other_sets(has, found, place, families, len(atoms))
     notes += _unused(has, found, family, families, named)
@@ -150,22 +150,18 @@ def _plausible(kind: str, value: Any, count: int) -> bool:
     ]
 
 
-def _hint(missing: Sequence[str], has: Mapping[str, Any], taken: Container[str], count: int) -> str:
-    """Which keys look like what is missing, and the settings that take them."""
+def _hint(missing: Sequence[str], has: Mapping[str, Any], place: Mapping[str, str], count: int) -> str:
+    """Which keys look like what is missing, and the settings that take them with the labels that are there."""
+    others = [(key, value) for key, value in has.items() if key not in place.values()]
     alike = {
-        kind: [
-            key
-            for key, value in has.items()
-            if _ALIKE[kind].search(key) and key not in taken and _plausible(kind, value, count)
-        ]
-        for kind in ("energy", "forces")
+        kind: [key for key, value in others if _ALIKE[kind].search(key) and _plausible(kind, value, count)] for kind in missing
     }
-    names = [key for kind in missing for key in alike.get(kind, [])]
+    names = [key for keys in alike.values() for key in keys]
     if not names:
         return ""
-    # With a key of another family the other label has to be named as well.
-    settings = [f"{_setting(kind)}={keys[0]}" for kind, keys in alike.items() if keys]
-    return f"; {' and '.join(map(repr, names))} may be what is missing: set {' '.join(settings)}"
+    first = {kind: alike[kind][0] if alike.get(kind) else place.get(kind) for kind in ("energy", "forces")}
+    settings = " ".join(f"{_setting(kind)}={key}" for kind, key in first.items() if key is not None)
+    return f"; {' and '.join(map(repr, names))} may be what is missing: set {settings}"
 
 
 def _same(kind: str, one: Any, other: Any, count: int) -> bool:

@@ -1,0 +1,94 @@
+"""E0: of isolated atoms, else by least squares, and sensible where the compositions do not tell it."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from conftest import labelled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_pace.collect.atomic_energies import FITTED, ISOLATED, SHARED, atomic_energies, warnings
+
+# Total energies (eV) of free atoms with all electrons, about.
+FREE = {"H": -13.6, "C": -1030.0, "O": -2040.0, "Si": -7870.0, "Al": -6590.0, "Mg": -5440.0}
+
+
+def of(formulas, bound=-3.0, scatter=0.1, free=FREE):
+    """Structures and their energies (eV): free atoms, a binding energy per atom, scatter per atom."""
+    rng = np.random.default_rng(1)
+    structures = [Atoms(formula) for formula in formulas]
+    energies = [sum(free[s] for s in a.symbols) + len(a) * (bound + scatter * rng.normal()) for a in structures]
+    return structures, np.array(energies)
+
+
+def test_water_alone_does_not_give_hydrogen_a_third_of_its_energy():
+    e0, source = atomic_energies(*of(["H2O"] * 20 + ["H4O2"] * 20), {}, "auto")
+    assert set(source.values()) == {SHARED}
+    assert -30 < e0["H"] < 0
+    assert e0["O"] == pytest.approx(FREE["O"], rel=0.02)
+    assert 2 * e0["H"] + e0["O"] == pytest.approx(2 * FREE["H"] + FREE["O"] - 9, abs=0.5)
+    (said,) = warnings(e0, source)
+    assert "H, O" in said
+    assert "MLIP_PACE_DATA_E0" in said
+
+
+def test_with_an_isolated_atom_the_other_is_told():
+    e0, source = atomic_energies(*of(["H2O"] * 20), {"H": FREE["H"]}, "auto")
+    assert source == {"H": ISOLATED, "O": FITTED}
+    assert e0["H"] == FREE["H"]
+    assert e0["O"] == pytest.approx(FREE["O"] - 9, abs=0.5)
+
+
+def test_compositions_that_hardly_differ_do_not_tell_either():
+    """A proton more or less in water: by the algebra E0(H) takes up the scatter of all the others, times some hundred."""
+    e0, source = atomic_energies(*of(["H64O32"] * 30 + ["H65O32"] * 3, scatter=0.3), {}, "auto")
+    assert -40 < e0["H"] < 20
+    assert source == {"H": SHARED, "O": SHARED}
+
+
+def test_a_dopant_that_the_data_tell_is_fitted():
+    e0, source = atomic_energies(*of(["Al4"] * 5 + ["Al3Mg", "Al2Mg2", "Mg4"] * 3), {}, "auto")
+    assert set(source.values()) == {FITTED}
+    assert e0 == pytest.approx({"Al": FREE["Al"] - 3, "Mg": FREE["Mg"] - 3}, abs=0.5)
+
+
+FORMULAS = ["H2O", "CO2", "CH4", "C2H6O", "H2", "O2", "SiO2", "SiH4", "C2", "Si2", "CO", "MgO", "Al2O3", "AlMg", "Mg2"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    formulas=st.lists(st.sampled_from(FORMULAS), min_size=1, max_size=12),
+    bound=st.floats(-8, 1),
+    known=st.booleans(),
+    valence=st.booleans(),
+)
+def test_no_composition_makes_an_energy_that_no_atom_can_have(formulas, bound, known, valence):
+    """With all electrons, and with the few eV of a projector-augmented calculation."""
+    free = dict.fromkeys(FREE, -1.0) if valence else FREE
+    structures, energies = of(formulas, bound, free=free)
+    isolated = {"H": free["H"]} if known and any("H" in a.symbols for a in structures) else {}
+    e0, source = atomic_energies(structures, energies, isolated, "auto")
+    assert set(e0) == set(source) == {symbol for atoms in structures for symbol in atoms.symbols}
+    for symbol, energy in e0.items():
+        most = max(abs(energy_) for energy_, a in zip(energies, structures, strict=True) if symbol in a.symbols)
+        assert abs(energy) <= 1.5 * most + 50, (symbol, energy, formulas)
+    if "H" in e0 and not valence:
+        assert abs(e0["H"]) < 150, (e0, formulas)
+    # What all structures have of each composition is described as well as by any E0.
+    counts = np.array([[a.symbols.search(s).size for s in e0] for a in structures], dtype=float)
+    best = counts @ np.linalg.lstsq(counts, energies, rcond=None)[0] - energies
+    ours = counts @ np.array(list(e0.values())) - energies
+    if not isolated and set(source.values()) != {FITTED}:
+        assert np.abs(ours).max() <= np.abs(best).max() + 60
+
+
+def test_a_run_on_water_ends_with_sense(tmp_path):
+    from mlip_pace import atoms_to_dataframe
+
+    water = []
+    for n in range(20):
+        atoms = molecule("H2O")
+        atoms.rattle(0.02, seed=n)
+        water.append(labelled(atoms, -2078.5 + 0.01 * n))
+    assert -30 < atoms_to_dataframe(water).attrs["e0"]["H"] < 0

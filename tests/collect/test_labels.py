@@ -1,0 +1,234 @@
+"""Which labels are taken: from one place, named where there is a choice, stress with the sign of physics."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.io import write
+from conftest import labelled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlip_pace import atoms_to_dataframe
+from mlip_pace.collect import dataset
+from mlip_pace.collect.audit import checked
+from mlip_pace.collect.extxyz import Piece
+from mlip_pace.collect.files import InputFile
+from mlip_pace.collect.labels import Broken, labels
+from mlip_pace.collect.read import read_frames
+from mlip_pace.errors import DataError
+from mlip_pace.settings import DataSettings
+
+AUTO = DataSettings.model_construct()
+
+
+def keys(**named):
+    return DataSettings.model_construct(**{f"{kind}_key": key for kind, key in named.items()})
+
+
+def cell():
+    return bulk("Al", cubic=True)
+
+
+def with_sets(*prefixes, suffixes=("energy", "forces", "stress"), atoms=None):
+    """A structure with a set of labels under each prefix; those of the n-th are all n."""
+    atoms = cell() if atoms is None else atoms
+    for n, prefix in enumerate(prefixes, 1):
+        values = {"energy": float(n), "forces": np.full((len(atoms), 3), float(n)), "stress": np.full(6, float(n))}
+        for kind in suffixes:
+            (atoms.arrays if kind == "forces" else atoms.info)[prefix + kind] = values[kind]
+    return atoms
+
+
+PREFIXES = st.lists(st.sampled_from(["REF_", "dft_", "my_", "a", "PBE-", "TotalDft_"]), min_size=2, max_size=4, unique=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(prefixes=PREFIXES, data=st.data())
+def test_labels_are_never_mixed(prefixes, data):
+    """Whatever key the user names, energy, forces and stress are those of one place, or of the keys that are named."""
+    atoms = with_sets(*prefixes)
+    chosen = data.draw(st.sampled_from(prefixes))
+    named = data.draw(st.sampled_from([{"energy"}, {"forces"}, {"energy", "forces"}, {"energy", "stress"}]))
+    found = labels(atoms, keys(**{kind: chosen + kind for kind in named})).found
+    number = prefixes.index(chosen) + 1
+    assert found["energy"] == number
+    assert (found["forces"] == number).all()
+    assert (found["stress"] == number).all()
+
+
+def test_without_names_a_calculator_comes_first_then_ref_then_dft():
+    atoms = with_sets("dft_", "REF_", "other_")
+    assert labels(atoms, AUTO).found["energy"] == 2
+    atoms.calc = labelled(cell(), -14.0).calc
+    assert labels(atoms, AUTO).found["energy"] == -14.0
+
+
+def test_a_named_energy_without_forces_of_its_own_is_refused_and_the_setting_is_said():
+    atoms = with_sets("", suffixes=("forces",))
+    atoms.info["TotEnergy"] = -3.0
+    with pytest.raises(Broken, match=r"'TotEnergy'.*MLIP_PACE_DATA_ENERGY_KEY=TotEnergy MLIP_PACE_DATA_FORCES_KEY=forces"):
+        labels(atoms, AUTO)
+    with pytest.raises(Broken, match=r"no forces beside 'TotEnergy'.*MLIP_PACE_DATA_FORCES_KEY=forces"):
+        labels(atoms, keys(energy="TotEnergy"))
+    assert labels(atoms, keys(energy="TotEnergy", forces="forces")).found["energy"] == -3.0
+
+
+@pytest.mark.parametrize("key", ["dft_frc", "my_force", "grad_e", "vasp_forces"])
+def test_forces_under_another_name_are_pointed_out(key):
+    atoms = cell()
+    atoms.info["energy"], atoms.arrays[key] = -3.0, np.ones((4, 3))
+    with pytest.raises(Broken, match=rf"no forces; '{key}' may be what is missing: set .*MLIP_PACE_DATA_FORCES_KEY={key}"):
+        labels(atoms, AUTO)
+
+
+@pytest.mark.parametrize("key", ["TotEnergy", "E_tot", "energies", "total_energy", "vasp_energy", "e"])
+def test_an_energy_under_another_name_is_pointed_out(key):
+    atoms = cell()
+    atoms.info[key], atoms.arrays["forces"] = -3.0, np.ones((4, 3))
+    with pytest.raises(Broken, match=rf"no energy; '{key}' may be what is missing: set MLIP_PACE_DATA_ENERGY_KEY={key}"):
+        labels(atoms, AUTO)
+
+
+@pytest.mark.parametrize(
+    ("energy", "forces"), [("energy", "force"), ("Energy", "Forces"), ("dft_energy", "dft_force"), ("energy_dft", "forces_dft")]
+)
+def test_the_same_word_in_the_singular_or_with_a_capital_is_understood(energy, forces):
+    atoms = cell()
+    atoms.info[energy], atoms.arrays[forces] = -3.0, np.ones((4, 3))
+    found, said, notes = labels(atoms, AUTO)
+    assert (found["energy"], found["forces"].sum(), said, notes) == (-3.0, 12.0, f"energy={energy} forces={forces}", ())
+
+
+def test_two_sets_that_differ_are_a_choice_that_is_stated_and_a_setting_makes():
+    frame, about = dataset.assemble(
+        [[(f"a#{n}", "g", with_sets("REF_", "dft_", atoms=bulk("Al", "fcc", 4 + n / 100, cubic=True))) for n in range(9)]],
+        None, dataset.Rules(DataSettings.model_construct(test_fraction=0.0)),
+    )  # fmt: skip
+    (warning,) = [text for text in about.warnings if "two sets" in text]
+    assert "'REF_energy' is taken, 'dft_energy' is not; MLIP_PACE_DATA_ENERGY_KEY" in warning
+    assert "(a#0 and 8 more)" in warning
+    assert (frame.energy_dft == 1).all()
+    assert labels(with_sets("REF_", "dft_"), keys(energy="dft_energy")).notes == ()
+    same = with_sets("REF_")
+    same.info["dft_energy"], same.arrays["dft_forces"] = 1.0, np.ones((4, 3))
+    assert labels(same, AUTO).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("vir", np.ones(9)), ("dft_stress", np.ones(6)), ("TotEnergy", 7.0), ("my_forces", np.ones((4, 3)))]
+)
+def test_a_key_that_looks_like_a_label_and_is_not_used_is_said_with_its_setting(key, value):
+    atoms = with_sets("REF_", suffixes=("energy", "forces"))
+    (atoms.arrays if np.shape(value) == (4, 3) else atoms.info)[key] = value * 2
+    (note,) = labels(atoms, AUTO).notes
+    assert note.startswith(repr(key))
+    assert f"_KEY={key}" in note
+
+
+def test_what_is_no_label_is_not_spoken_of():
+    atoms = with_sets("REF_")
+    atoms.info.update(energy_per_atom=3.0, temperature=300.0, name="energy", step=5, config_type="md", degree=2.0)
+    atoms.arrays["magmoms"] = np.ones(4)
+    assert labels(atoms, AUTO).notes == ()
+
+
+STRAINED = cell()
+STRAIN = np.array([[0.02, 0.01, 0.0], [0.01, -0.03, 0.02], [0.0, 0.02, 0.01]])
+STRAINED.set_cell(STRAINED.cell @ (np.eye(3) + STRAIN), scale_atoms=True)
+STRAINED.calc = EMT()
+
+
+def energy_at(strain):
+    atoms = STRAINED.copy()
+    atoms.set_cell(atoms.cell @ (np.eye(3) + strain), scale_atoms=True)
+    atoms.calc = EMT()
+    return atoms.get_potential_energy()
+
+
+def stress_by_differences():
+    """dE/dε / V (eV/Å^3): tension positive, from energies alone."""
+    result = np.zeros((3, 3))
+    for i in range(3):
+        for j in range(3):
+            strain = np.zeros((3, 3))
+            strain[i, j] += 1e-5
+            strain[j, i] += 1e-5
+            result[i, j] = (energy_at(strain / 2) - energy_at(-strain / 2)) / 2e-5
+    return result / STRAINED.get_volume()
+
+
+@pytest.mark.parametrize("numbers", [6, 9])
+@pytest.mark.parametrize("key", ["stress", "REF_stress", "virial", "virials", "REF_virial", "dft_virials"])
+def test_stress_and_virial_have_the_sign_of_physics_in_six_or_nine_numbers(tmp_path, key, numbers):
+    stress = STRAINED.get_stress(voigt=numbers == 6)
+    value = -STRAINED.get_volume() * stress if "virial" in key else stress
+    prefix = key.rpartition("_")[0] + "_" if "_" in key else ""
+    atoms = with_sets(prefix, suffixes=("energy", "forces"), atoms=Atoms(STRAINED))
+    atoms.calc = None
+    atoms.info[key] = value
+    for given_ in (atoms, through_a_file(tmp_path, atoms)):
+        found, said, _ = labels(given_, AUTO)
+        assert f"stress={key}" in said
+        ours = checked(given_, found, None, 5.0).stress
+        np.testing.assert_allclose(ours, STRAINED.get_stress(voigt=False), atol=1e-8)
+        np.testing.assert_allclose(ours, stress_by_differences(), atol=1e-6)
+
+
+def through_a_file(tmp_path, atoms):
+    write(tmp_path / "a.xyz", atoms, format="extxyz")
+    (frame,) = read_frames(Piece(InputFile(tmp_path / "a.xyz", "a.xyz", "extxyz")))
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("stress", "flaw"),
+    [
+        (np.zeros(5), "it has 5 values"),
+        (np.full(6, np.nan), "no finite numbers"),
+        (np.arange(9.0), "not symmetric"),
+        ("one", "no numbers"),
+    ],
+)
+def test_a_flawed_stress_costs_the_stress_and_not_the_structure(stress, flaw):
+    atoms = labelled(cell(), -14.0)
+    atoms.info["stress"] = stress
+    others = [labelled(bulk("Al", "fcc", 4 + n / 50, cubic=True), -1.0) for n in range(9)]
+    given_ = [(f"a#{n}", "g", a) for n, a in enumerate([atoms, *others])]
+    frame, about = dataset.assemble([given_], None, dataset.Rules(DataSettings.model_construct(test_fraction=0.0)))
+    assert (len(frame), "stress_dft" in frame) == (10, False)
+    assert any(flaw in warning and "a#0" in warning for warning in about.warnings)
+
+
+def test_a_virial_without_a_volume_is_no_stress():
+    atoms = with_sets("", suffixes=("energy", "forces"), atoms=Atoms("Al2", [(0, 0, 0), (0, 0, 2.5)]))
+    atoms.info["virial"] = np.ones(9)
+    assert checked(atoms, labels(atoms, AUTO).found, None, 5.0).stress is None
+
+
+def test_a_named_stress_that_no_structure_has_is_refused():
+    with pytest.raises(DataError, match=r"'REF_stres' \(MLIP_PACE_DATA_STRESS_KEY\)"):
+        atoms_to_dataframe(
+            [with_sets("REF_", atoms=bulk("Al", "fcc", 4 + n / 50, cubic=True)) for n in range(9)], stress_key="REF_stres"
+        )
+
+
+def test_a_stress_is_left_where_it_is_if_none_is_wanted():
+    assert "stress" not in labels(with_sets("REF_"), keys(stress="none")).found
+
+
+def test_energies_minus_e0_are_said_to_be_that():
+    atoms = with_sets("", suffixes=("forces",))
+    atoms.info["energy_corrected"] = -3.0
+    found, said, (note,) = labels(atoms, AUTO)
+    assert (found["energy"], said) == (-3.0, "energy=energy_corrected forces=forces")
+    assert "MLIP_PACE_DATA_E0=none" in note
+
+
+def test_a_single_atom_needs_no_forces():
+    atom = Atoms("H", info={"REF_energy": -13.6})
+    found = labels(atom, AUTO).found
+    assert checked(atom, found, None, 5.0).forces.tolist() == [[0, 0, 0]]
+    with pytest.raises(Broken, match="no forces"):
+        labels(Atoms("H2", [(0, 0, 0), (0, 0, 0.74)], info={"REF_energy": -31.0}), AUTO)
