@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from ase import Atoms
 
 from mlip_pace.collect import atomic_energies
 from mlip_pace.collect.audit import Audit, NotInBasis, checked, fully_periodic
+from mlip_pace.collect.consistency import contradiction
 from mlip_pace.collect.extxyz import Piece, pieces_of
 from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, Unconverged
 from mlip_pace.collect.labels import Broken, labels
@@ -121,7 +122,14 @@ class Examined:
 
 def examine(structures: Iterable[Structure], rules: Rules, prefix: str) -> list[Examined]:
     """Read and check the structures of a piece. `prefix` goes before source and group."""
-    return [_examine(prefix + source, prefix + group, frame, rules) for source, group, frame in structures]
+    given = list(structures)
+    examined = [_examine(prefix + source, prefix + group, frame, rules) for source, group, frame in given]
+    doubt = contradiction([frame for source, group, frame in given if source != group])  # a run; collections have none
+    used = next((n for n, one in enumerate(examined) if one.row is not None), None)
+    if doubt is not None and used is not None:
+        note = f"the labels of a run do not go together, look at it before you use it: {doubt}"
+        examined[used] = replace(examined[used], notes=(*examined[used].notes, note))
+    return examined
 
 
 def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:

@@ -1,15 +1,18 @@
 """The audit, E0, the split."""
 
+import re
+
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc100
-from conftest import labelled
+from conftest import RAW, labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlip_pace import atoms_to_dataframe
 from mlip_pace.collect import dataset
+from mlip_pace.collect.files import find_files
 from mlip_pace.collect.labels import labels
 from mlip_pace.errors import DataError
 from mlip_pace.settings import DataSettings
@@ -207,3 +210,20 @@ def test_structures_that_are_tested_are_not_trained_on():
     frame, summary = dataset.assemble([train], [test], dataset.Rules(DataSettings.model_construct()))
     assert (frame.split == "test").sum() == 1
     assert summary.left_out == [{"source": "test:b#0", "reason": "the same structure as a#0 of the training data"}]
+
+
+def test_a_run_whose_labels_do_not_go_together_is_named(tmp_path):
+    """A relaxation of pw.x in which one energy has been changed by hand: 0.3 Ry more than the forces allow."""
+    text = (RAW / "al.relax.pwo").read_text()
+    energies = re.findall(r"^!    total energy              = +(\S+) Ry", text, re.MULTILINE)
+    (tmp_path / "sound.pwo").write_text(text)
+    (tmp_path / "wrong.pwo").write_text(text.replace(energies[1], f"{float(energies[1]) + 0.3:.8f}"))
+    said = {}
+    for name in ("sound.pwo", "wrong.pwo"):
+        pieces = dataset.structures_of(find_files(str(tmp_path / name)))
+        _, about = dataset.assemble(pieces, None, dataset.Rules(DataSettings.model_construct(test_fraction=0.0)))
+        said[name] = [warning for warning in about.warnings if "do not go together" in warning]
+    assert said["sound.pwo"] == []
+    (warning,) = said["wrong.pwo"]
+    assert "wrong.pwo#0" in warning
+    assert "between frames 0 and 1" in warning
