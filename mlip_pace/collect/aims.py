@@ -1,8 +1,9 @@
 """FHI-aims: its standard output.
 
-A frame is a self-consistency cycle with its "Total energy uncorrected", which comes with the forces. In a relaxation its atoms are
-those printed since the frame before ("Updated atomic structure", at first "Input geometry"); in molecular dynamics those printed
-after it ("as used in the preceding time step"). The cell is printed at the beginning and then only where it changes.
+A frame is a self-consistency cycle with its "Total energy uncorrected", which comes with the forces. In a relaxation its
+atoms are those printed since the frame before ("Updated atomic structure", at first "Input geometry"); in molecular dynamics
+those printed after it ("as used in the preceding time step"). The cell is printed at the beginning and then only where it
+changes.
 
 Energy: the "Electronic free energy", which the forces are the derivative of. Forces in eV/Å, stress in eV/Å^3 with ASE's sign.
 """
@@ -13,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -79,20 +81,20 @@ def _run(lines: list[str]) -> Iterator[Frame]:
     steps, cut = _steps(lines)
     head = "\n".join(lines[:5000])
     constrained, added = bool(_CONSTRAINED.search(head)), bool(_ADDED.search(head))
+    integration = "hermodynamic integration" in head
     for one, other in pairwise(steps):
         if one.number is not None and other.number is not None and other.number != one.number + 1:
             one.flaw = other.flaw = f"step {one.number} is followed by {other.number}: what is between them is missing"
     if steps and steps[0].first is not None and steps[0].number != steps[0].first:
         steps[0].flaw = f"the first step is called {steps[0].number}: something is missing"
     cell = None
+    changes = any(g and g.cell is not None for step in steps[1:] for g in step.before)
     for n, step in enumerate(steps):
+        if n and changes and any(g and g.cell is None for g in step.before):
+            step.flaw = step.flaw or "the cell changes in this run, and that of this step is not printed"
         step.last = None if added else step.last
         cell = next((g.cell for g in (*step.before, *step.after) if g and (g.cell is not None or n == 0)), cell)
-        yield (
-            "its energies are those of a thermodynamic integration"
-            if "hermodynamic integration" in head
-            else _frame(step, cell, constrained)
-        )
+        yield "its energies are those of a thermodynamic integration" if integration else _frame(step, cell, constrained)
     if cut:
         yield "the file ends within a self-consistency cycle"
 
@@ -127,7 +129,7 @@ def _steps(lines: list[str]) -> tuple[list[_Step], bool]:
             steps[-1].stress = _stress(lines[n + 1 : n + 12])
         elif "Input geometry:" in line:
             before.append(_input(lines[n + 1 :]))
-        elif "as used in the preceding time step" in line:
+        elif "as used in the preceding time step" in line or "Final atomic structure:" in line:
             if steps:
                 steps[-1].after.append(_printed(lines[n + 1 :]))
         elif "Updated atomic structure:" in line:
@@ -160,7 +162,7 @@ def _frame(step: _Step, cell: Array | None, constrained: bool) -> Frame:
         return "its free energy is not printed"
     if step.last is not None and abs(step.last - free) > 1e-4:
         return f"its energy, {free:.6f} eV, is not that of its last iteration"
-    results = {"energy": energies.get("corrected", free), "free_energy": free}
+    results: dict[str, Any] = {"energy": energies.get("corrected", free), "free_energy": free}
     if step.forces is not None:
         if isinstance(step.forces, str):
             return step.forces
@@ -178,7 +180,8 @@ def _frame(step: _Step, cell: Array | None, constrained: bool) -> Frame:
 
 def _same(one: _Geometry, other: _Geometry, cell: Array | None) -> bool:
     """Whether two geometries are the same, apart from multiples of lattice vectors and rounding."""
-    if one.symbols != other.symbols:
+    cells = [g.cell for g in (one, other) if g.cell is not None]
+    if one.symbols != other.symbols or (len(cells) == 2 and not np.allclose(*cells, atol=1e-3)):
         return False
     away = one.positions - other.positions
     if cell is not None:
@@ -188,8 +191,9 @@ def _same(one: _Geometry, other: _Geometry, cell: Array | None) -> bool:
 
 def _input(lines: list[str]) -> _Geometry | None:
     """The table that comes after "Input geometry:"."""
-    vectors, symbols, positions = [], [], []
+    vectors, symbols, positions, open_ = [], [], [], False
     for line in lines:
+        open_ = open_ or "No unit cell" in line
         if match := _INPUT_ATOM.match(line):
             symbols.append(match[1])
             positions.append([_number(x) for x in match.groups()[1:]])
@@ -199,7 +203,7 @@ def _input(lines: list[str]) -> _Geometry | None:
             vectors.append([_number(x) for x in match.groups()])
         elif not re.match(r"^ *\| *(Unit cell:|Atomic structure:|Atom +x|No unit cell)", line):
             break
-    return _geometry(symbols, positions, vectors)
+    return _geometry(symbols, positions, vectors) if vectors or open_ else None
 
 
 def _printed(lines: list[str]) -> _Geometry | None:
@@ -229,7 +233,7 @@ def _forces(heading: str, lines: list[str]) -> Array | str:
     """(n, 3), or what is wrong with them."""
     if "[eV/Ang]" not in heading:
         return "its forces are not in eV/Ang"
-    rows = []
+    rows: list[list[float]] = []
     for line in lines:
         match = _FORCE.match(line)
         if not match:

@@ -5,8 +5,9 @@ atoms are those printed since the `Final energy` before. So the energies at othe
 no frames of their own, the path of a transition state search (of which CASTEP prints the energies only) is left out, and forces
 that are printed once more at the end of an optimisation count once.
 
-Energy: the free energy (E-TS) where there is one, with the dispersion correction, without the finite basis set correction: CASTEP
-prints that for some steps only, and it depends on the cell alone. Units are those that CASTEP prints by default; others are refused.
+Energy: the free energy (E-TS) where there is one, with the dispersion correction, without the finite basis set correction:
+CASTEP prints that for some steps only, and it depends on the cell alone. Units are those that CASTEP prints by default;
+others are refused.
 """
 
 from __future__ import annotations

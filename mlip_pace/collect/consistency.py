@@ -1,9 +1,9 @@
 """A second look at the labels of a run: energy differences go with forces times displacements, and with stress times strain.
 
-From a frame to the next, the work of the mean of their forces is the trapezoidal rule for the energy difference, and the spread of
-the two works that the forces of either frame alone would do is the scale of its error. Measured on some 90 public runs (VASP, CASTEP,
-FHI-aims; docs/readers.md): the error is 0.2 to 30 % of the spread where the labels belong together, and about as large as it where
-energies, forces or positions are those of the frame before or after.
+From a frame to the next, the work of the mean of their forces is the trapezoidal rule for the energy difference, and the
+spread of the two works that the forces of either frame alone would do is the scale of its error. On public runs of VASP, CASTEP
+and FHI-aims (docs/readers.md) the error is 0.1 to 30 % of the spread where the labels belong together, and about as large as
+it where energies, forces or positions are those of the frame before or after.
 """
 
 from __future__ import annotations
@@ -31,17 +31,21 @@ _SHIFTS = {  # of energies and of forces, in frames
     (-1, -1): "the positions are those of the frames after",
 }
 
+_Labels = tuple[float, Array, Array | None]  # energy in eV, forces in eV/Å, stress (6,) in eV/Å^3 with ASE's sign
+
 
 def contradiction(frames: Sequence[Frame]) -> str | None:
     """What speaks against the labels of the frames of one file, as a sentence; None if nothing does.
 
     `frames` are in the order of the file. What has no forces is passed over, and so are frames too far apart to be compared.
     """
-    run = [frame for frame in frames if isinstance(frame, Atoms) and frame.calc is not None and _labels(frame)]
+    labelled = [(atoms, labels) for atoms in frames if isinstance(atoms, Atoms) and (labels := _labels(atoms))]
+    run, labels_of = [atoms for atoms, _ in labelled], [labels for _, labels in labelled]
     if len(run) < 2 or any(list(atoms.numbers) != list(run[0].numbers) for atoms in run):
         return None
-    energies = np.array([_labels(atoms)[0] for atoms in run])
-    works = np.array([[_work(run, pair, pair + frame) for frame in (-1, 0, 1, 2)] for pair in range(len(run) - 1)])
+    energies = np.array([energy for energy, _, _ in labels_of])
+    around = [None, *labels_of, None, None]  # of the frame before, the two of a pair, the frame after
+    works = np.array([_works(run[n], run[n + 1], around[n : n + 4]) for n in range(len(run) - 1)])
     noise = NOISE * len(run[0])
     errors, spread, largest = _errors(energies, works, 0, 0)
     usable = np.isfinite(errors)
@@ -68,40 +72,40 @@ def contradiction(frames: Sequence[Frame]) -> str | None:
     return None
 
 
-def _labels(atoms: Atoms) -> tuple[float, Array, Array | None] | None:
-    """Energy, forces and, with ASE's sign, stress (6,) or none; none at all without energy or forces."""
-    results = atoms.calc.results
+def _labels(atoms: Atoms) -> _Labels | None:
+    """None without energy or forces."""
+    results = {} if atoms.calc is None else atoms.calc.results
     energy, forces = results.get("free_energy", results.get("energy")), results.get("forces")
     if energy is None or forces is None or np.shape(forces) != (len(atoms), 3):
         return None
     stress = results.get("stress")
-    return float(energy), np.asarray(forces, float), None if np.shape(stress) != (6,) else np.asarray(stress, float)
+    tensor = None if stress is None or np.size(stress) != 6 else np.asarray(stress, float).reshape(6)
+    return float(energy), np.asarray(forces, float), tensor
 
 
-def _work(run: list[Atoms], pair: int, frame: int) -> float:
-    """What the forces and the stress of a frame do to the energy (eV) from frame `pair` to the next; NaN if too far or unknown."""
-    if not 0 <= frame < len(run):
-        return np.nan
-    one, other = run[pair], run[pair + 1]
-    _, forces, stress = _labels(run[frame]) or (0, np.zeros(0), None)
-    if not one.pbc.any():
-        moved = other.positions - one.positions
-        return -float((forces * moved).sum()) if np.linalg.norm(moved, axis=1).max() < FARTHEST else np.nan
-    cells = one.cell.array, other.cell.array
-    if min(abs(np.linalg.det(cell)) for cell in cells) < 1e-6:
-        return np.nan
-    fractions = other.get_scaled_positions(wrap=False) - one.get_scaled_positions(wrap=False)
-    moved = (fractions - np.round(fractions) * one.pbc) @ (cells[0] + cells[1]) / 2
-    strain = np.linalg.solve(cells[0] + cells[1], 2 * (cells[1] - cells[0]))
-    strained = float(np.abs(strain).max())
-    if np.linalg.norm(moved, axis=1).max() > FARTHEST or strained > STRETCHED or (strained > 1e-7 and stress is None):
-        return np.nan
-    work = -float((forces * moved).sum())
-    if stress is not None:
+def _works(one: Atoms, other: Atoms, labels: Sequence[_Labels | None]) -> list[float]:
+    """What the forces and the stress of each of `labels` do to the energy (eV) from a frame to the next; NaN if not known."""
+    moved, strain, volume = other.positions - one.positions, np.zeros((3, 3)), 0.0
+    if one.pbc.any():
+        cells = one.cell.array, other.cell.array
+        if min(abs(np.linalg.det(cell)) for cell in cells) < 1e-6:
+            return [np.nan] * len(labels)
+        fractions = other.get_scaled_positions(wrap=False) - one.get_scaled_positions(wrap=False)
+        moved = (fractions - np.round(fractions) * one.pbc) @ (cells[0] + cells[1]) / 2
+        strain = np.linalg.solve(cells[0] + cells[1], 2 * (cells[1] - cells[0]))
         volume = abs(np.linalg.det((cells[0] + cells[1]) / 2))
-        symmetric = ((strain + strain.T) / 2)[VOIGT]
-        work += volume * float(stress @ (symmetric * [1, 1, 1, 2, 2, 2]))
-    return work
+    strained = float(np.abs(strain).max())
+    if np.linalg.norm(moved, axis=1).max() > FARTHEST or strained > STRETCHED:
+        return [np.nan] * len(labels)
+    symmetric = ((strain + strain.T) / 2)[VOIGT] * [1, 1, 1, 2, 2, 2]
+    works = []
+    for energy_forces_stress in labels:
+        if energy_forces_stress is None or (strained > 1e-7 and energy_forces_stress[2] is None):
+            works.append(np.nan)
+            continue
+        _, forces, stress = energy_forces_stress
+        works.append(-float((forces * moved).sum()) + (0.0 if stress is None else volume * float(stress @ symmetric)))
+    return works
 
 
 def _errors(energies: Array, works: Array, energy: int, force: int) -> tuple[Array, Array, Array]:

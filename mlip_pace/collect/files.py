@@ -76,7 +76,7 @@ class InputFile:
 def find_files(path: str) -> list[InputFile]:
     """The DFT files of a file name, a directory (recursively) or a glob, sorted by name.
 
-    Of a VASP run's OUTCAR and vasprun.xml the latter is taken, with the former for when it cannot be read. Raises `NoInputError`.
+    Of a VASP run's two outputs vasprun.xml is taken, and OUTCAR `instead` if it cannot be read. Raises `NoInputError`.
     """
     given = Path(path)
     if given.is_dir():

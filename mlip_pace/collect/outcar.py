@@ -1,9 +1,9 @@
 """VASP's OUTCAR.
 
-Read in parts, one for each ionic step N, from its first `Iteration N(1)` on: electronic steps, stress, cell, positions and forces, and
-TOTEN. What a part says must hang together (electronic steps that count up from 1; TOTEN that is the one of the last of them, unless
-a dispersion correction comes between), and the parts must follow each other; so a file from which something is missing, or
-into which two runs wrote, cannot give one step the labels of another.
+Read in parts, one for each ionic step N, from its first `Iteration N(1)` on: electronic steps, stress, cell, positions and
+forces, and TOTEN. What a part says must hang together (electronic steps that count up from 1; TOTEN that is the one of the last
+of them, unless a dispersion correction comes between), and the parts must follow each other; so a file from which something is
+missing, or into which two runs wrote, cannot give one step the labels of another.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _parts(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _step(part: list[str], symbols: list[str], settings: Settings, cell: Array | None) -> Frame:
-    """The frame of an ionic step; `cell` (Å) is the one to begin with, which need not be printed again where it cannot change."""
+    """The frame of an ionic step; `cell` (Å) is that of the head, which need not be printed again where it cannot change."""
     if not symbols:
         return "its elements are not in the file, or not all of them"
     try:
@@ -155,10 +155,8 @@ def _labels(part: list[str], count: int, settings: Settings, cell: Array | None)
             break
         elif _FORCES in line:
             table = _table(part[n + 1 : n + count + 3], count, "FORCE-w/o vdW" in line)
-    if (
-        sum(_FORCES in line and _LEARNED not in line for line in part) > 1
-        or sum("TOTEN" in line and bool(_TOTEN.match(line)) for line in part) > 1
-    ):
+    tables = sum(_FORCES in line and _LEARNED not in line for line in part)
+    if tables > 1 or sum("TOTEN" in line and bool(_TOTEN.match(line)) for line in part) > 1:
         raise _Broken("more than one table of forces or energy is printed for it: something is missing or mixed in")
     if table is None:
         raise _Broken("no forces are printed for this step: NWRITE is low, or the file ends within it")
@@ -220,17 +218,15 @@ def _symbols(head: list[str]) -> list[str]:
     potentials = after["POTCAR:"]  # once or twice each
     if potentials[: len(counts)] == potentials[len(counts) :]:
         potentials = potentials[: len(counts)]
-    elements = {
-        tuple(vasp.element(name, name) for name in names)
-        for names in (*after.values(), potentials)
-        if len(names) == len(counts)
-    }
+    lists = [names for names in (*after.values(), potentials) if len(names) == len(counts)]
+    elements = {tuple(vasp.element(name, name) for name in names) for names in lists}
     if len(elements) != 1 or not all(kinds := elements.pop()):
         return []
     return [kind for kind, number in zip(kinds, counts, strict=True) for _ in range(int(number))]
 
 
 def _settings(head: list[str]) -> Settings:
-    found = {match[1].lower(): int(match[2]) for line in head if (match := _WHOLE.match(line))}
+    found = {match[1]: int(match[2]) for line in head if (match := _WHOLE.match(line))}
     shares = [word for line in head if re.match(r" *VCA *=", line) for word in line.partition("=")[2].split()]
-    return replace(Settings(**found), mixed=any(re.fullmatch(r"[\d.]+", w) and float(w) != 1 for w in shares))
+    settings = Settings(found.get("NELM"), found.get("ICHARG"), found.get("IALGO"), found.get("ISIF"))
+    return replace(settings, mixed=any(re.fullmatch(r"[\d.]+", w) and float(w) != 1 for w in shares))

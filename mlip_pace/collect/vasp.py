@@ -1,7 +1,7 @@
 """VASP: what the readers of its two outputs, vasprun.py and outcar.py, have in common.
 
-Energy is `TOTEN`, the free energy of the electrons at their temperature, which is what the forces are the derivative of. Cells are
-always periodic.
+Energy is `TOTEN`, the free energy of the electrons at their temperature, which is what the forces are the derivative of.
+Cells are always periodic.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """VASP's vasprun.xml, without the electronic structure.
 
-Each `<calculation>` is read by itself, and of it only what we need, so that what is broken or cut off elsewhere costs nothing. Inside:
-electronic steps, then the structure, forces, stress and energy that they led to, then perhaps linear response with electronic steps
-of its own.
+Each `<calculation>` is read by itself, and of it only what we need, so that what is broken or cut off elsewhere costs nothing.
+Inside: electronic steps, then the structure, forces, stress and energy that they led to, then perhaps linear response with
+electronic steps of its own.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _instead(part: int | None) -> str:
 
 
 def _parts(content: bytes) -> Iterator[bytes | int | None]:
-    """What is in each calculation, None for one that is not whole although another follows; and how many forces stand outside."""
+    """What is in each calculation, None for one that is not whole although another follows; and how many forces are outside."""
     here = content.find(_OPEN)
     if outside := content.count(_TABLE, 0, here if here >= 0 else None):
         yield outside
@@ -104,7 +104,9 @@ def _step(part: bytes, symbols: list[str], settings: Settings) -> tuple[Frame, f
         if printed and not np.isclose(float(printed[1]), volume, rtol=1e-4):
             raise _Missing("its cell has not the volume that is printed with it")
         try:
-            stress = _array(after, b"stress").reshape(9)[[0, 4, 8, 1, 5, 6]]
+            tensor = _array(after, b"stress")
+            symmetric = tensor.shape == (3, 3) and np.allclose(tensor, tensor.T, rtol=1e-3, atol=0.01)
+            stress = tensor.reshape(9)[[0, 4, 8, 1, 5, 2]] if symmetric else None
         except (_Missing, ValueError):
             stress = None
         toten = without_pressure(energy, last and last[0], volume, settings)
@@ -160,9 +162,7 @@ def _symbols(header: bytes) -> list[str]:
     atoms = re.search(rb'<array name="atoms"\s*>(.*?)</array>', header, re.DOTALL)
     types = re.search(rb'<array name="atomtypes"\s*>(.*?)</array>', header, re.DOTALL)
     if not atoms:
-        raise _Missing(
-            "the file ends before its list of atoms" if b"<structure" not in header else "its list of atoms is missing"
-        )
+        raise _Missing("it has no list of atoms, or ends before it")
     potentials = []
     for _, _, rest in _ROW.findall(types[1] if types else b""):
         cells = re.findall(rb"<c>([^<]*)</c>", rest)
