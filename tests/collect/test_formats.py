@@ -1,0 +1,302 @@
+"""Databases, FitSNAP's JSON, DeePMD's folders, compressed files: their metadata and units."""
+
+import bz2
+import gzip
+import json
+import lzma
+import shutil
+
+import ase.db
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.io import write
+from ase.units import Bohr, GPa, Hartree, bar
+from conftest import EXAMPLES, RAW, labelled
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from mlip_pace.collect import audit, dataset
+from mlip_pace.collect.extxyz import Piece
+from mlip_pace.collect.files import InputFile, find_files, format_of
+from mlip_pace.collect.labels import labels
+from mlip_pace.collect.read import read_frames
+from mlip_pace.settings import DataSettings
+
+KEYS = DataSettings.model_construct()
+
+
+def read(path):
+    return [frame for file in find_files(str(path)) for frame in read_frames(Piece(file))]
+
+
+def labels_of(atoms):
+    return audit.checked(atoms, labels(atoms, KEYS).found, None, 5.0)
+
+
+def strained(n=0):
+    """A crystal with energy, forces and stress of a potential."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.set_cell(atoms.cell @ (np.eye(3) + [[0.01 * n, 0.02, 0], [0.02, -0.01, 0], [0, 0, 0.03]]), scale_atoms=True)  # noqa: RUF005
+    atoms.rattle(0.05, seed=n)
+    calculator = EMT()
+    atoms.calc = calculator
+    return labelled(atoms, atoms.get_potential_energy(), atoms.get_forces(), stress=atoms.get_stress())
+
+
+def same(one, other, tolerance=1e-9):
+    np.testing.assert_allclose(one.positions, other.positions, atol=tolerance)
+    np.testing.assert_allclose(one.cell.array, other.cell.array, atol=tolerance)
+    for ours, theirs in zip(labels_of(one)[:3], labels_of(other)[:3], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["a.db", "a.json", "a.db.gz", "a.json.xz"])
+def test_a_database_has_its_labels_and_metadata_in_pairs_and_data(tmp_path, name):
+    plain = tmp_path / name.removesuffix(".gz").removesuffix(".xz")
+    with ase.db.connect(str(plain)) as database:
+        for n in range(4):
+            atoms = strained(n)
+            pairs = {"group": f"g{n // 2}", "config_type": "md", "dft_energy": atoms.get_potential_energy()}
+            data = {"dft_forces": atoms.get_forces(), "dft_stress": atoms.get_stress(), "note": "free text"}
+            database.write(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True), key_value_pairs=pairs, data=data)
+    if plain.name != name:
+        compress(plain, tmp_path / name)
+    back = read(tmp_path)
+    assert len(back) == 4
+    for n, atoms in enumerate(back):
+        same(atoms, strained(n))
+        assert (atoms.info["group"], atoms.info["config_type"]) == (f"g{n // 2}", "md")
+
+
+OPENERS = {".gz": gzip.open, ".gzip": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def compress(path, packed):
+    with OPENERS[packed.suffix](packed, "wb") as file:
+        file.write(path.read_bytes())
+    path.unlink()
+
+
+@pytest.mark.parametrize("suffix", OPENERS)
+@pytest.mark.parametrize(
+    "name", ["a.xyz", "a.traj", "a.db", "a.json", "a.pckl", "fitsnap.json", "al.scf.pwo", "al_vacancy_1.gpaw.txt"]
+)
+def test_every_format_can_be_compressed(tmp_path, name, suffix):
+    path = tmp_path / name
+    if (RAW / name).exists():
+        shutil.copy(RAW / name, path)
+    elif name == "fitsnap.json":
+        path.write_text(json.dumps(fitsnap(strained())))
+    elif name == "a.pckl":
+        dataset.atoms_to_dataframe([strained(n) for n in range(4)], test_fraction=0.0).to_pickle(path)
+    else:
+        write(path, [strained(n) for n in range(3)], format={"xyz": "extxyz"}.get(name[2:]))
+    plain = read(tmp_path)
+    compress(path, tmp_path / f"{name}{suffix}")
+    packed = read(tmp_path)
+    assert len(packed) == len(plain) >= 1
+    for one, other in zip(packed, plain, strict=True):
+        same(one, other)
+
+
+def test_a_file_that_is_packed_without_saying_so_is_read(tmp_path):
+    (tmp_path / "a.extxyz").write_bytes(gzip.compress(EXAMPLES.read_bytes()))
+    assert len(read(tmp_path)) == len(read(EXAMPLES))
+
+
+def fitsnap(atoms, **changes):
+    entry = {
+        "Positions": atoms.positions.tolist(),
+        "Lattice": atoms.cell.tolist(),
+        "AtomTypes": list(atoms.symbols),
+        "NumAtoms": len(atoms),
+        "Energy": atoms.get_potential_energy(),
+        "Forces": atoms.get_forces().tolist(),
+        "Stress": (-atoms.get_stress(voigt=False) / bar).tolist(),  # a pressure: positive under compression
+    }
+    styles = {
+        "PositionsStyle": "angstrom",
+        "EnergyStyle": "electronvolt",
+        "StressStyle": "bar",
+        "AtomTypeStyle": "chemicalsymbol",
+    }
+    return {
+        "Dataset": {
+            "Data": [{**entry, **changes}],
+            **styles,
+            "ForcesStyle": "electronvoltperangstrom",
+            "LatticeStyle": "angstrom",
+        }
+    }
+
+
+@pytest.mark.parametrize("comment", ["", "# A test JSON file for QM data\n"])
+def test_fitsnap(tmp_path, comment):
+    for n in range(3):
+        (tmp_path / f"Group_{n % 2}").mkdir(exist_ok=True)
+        (tmp_path / f"Group_{n % 2}" / f"{n}.json").write_text(comment + json.dumps(fitsnap(strained(n))))
+    (tmp_path / "package.json").write_text('{"name": "no structure"}')
+    files = find_files(str(tmp_path))
+    assert [file.format for file in files] == ["fitsnap"] * 3
+    rows = dataset.rows_of(dataset.structures_of(files), dataset.Rules(KEYS), audit.Audit())
+    assert [row[dataset.CONFIG_TYPE] for row in rows] == ["Group_0", "Group_0", "Group_1"]
+    assert len({row[dataset.GROUP] for row in rows}) == 3
+    for atoms, n in zip(read(tmp_path), (0, 2, 1), strict=True):
+        same(atoms, strained(n))
+
+
+def test_fitsnap_in_other_units(tmp_path):
+    atoms = strained()
+    content = fitsnap(
+        atoms, Energy=atoms.get_potential_energy() / Hartree, Positions=(atoms.positions / Bohr).tolist(),
+        Forces=(atoms.get_forces() / (Hartree / Bohr)).tolist(), Stress=(-atoms.get_stress(voigt=False) / GPa).tolist(),
+    )  # fmt: skip
+    content["Dataset"] |= {
+        "EnergyStyle": "hartree",
+        "PositionsStyle": "bohr",
+        "ForcesStyle": "hartree/bohr",
+        "StressStyle": "GPa",
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (back,) = read(tmp_path)
+    same(back, atoms)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"EnergyStyle": "furlong"}, "Energy is in 'furlong'; known are electronvolt"),
+        ({"Positions": [[0, 0, 0]]}, r"4 AtomTypes, Positions of shape \(1, 3\)"),
+        ({"AtomTypes": ["Cu", "Cu", "Qq", "Cu"]}, "no chemical elements"),
+        ({"Lattice": None}, "has no Lattice"),
+        ({"Forces": "none"}, "Forces is not an array of numbers"),
+    ],
+)
+def test_what_is_wrong_in_fitsnap_is_said(tmp_path, change, reason):
+    (tmp_path / "a.json").write_text(json.dumps(fitsnap(strained(), **change)))
+    (said,) = read(tmp_path)
+    assert isinstance(said, str)
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(said)
+    (tmp_path / "a.json").write_text(json.dumps(fitsnap(strained()))[:-40])
+    assert read(tmp_path) == ["is no whole FitSNAP JSON (an object `Dataset` with a list `Data`)"]
+
+
+def deepmd(folder, structures, per_set=2, types=("Cu",)):
+    folder.mkdir(parents=True)
+    (folder / "type.raw").write_text("\n".join(str(types.index(s)) for s in structures[0].symbols))
+    (folder / "type_map.raw").write_text("\n".join(types))
+    for number, begin in enumerate(range(0, len(structures), per_set)):
+        some, part = structures[begin : begin + per_set], folder / f"set.{number:03d}"
+        part.mkdir()
+        arrays = {
+            "coord": [a.positions.ravel() for a in some],
+            "box": [a.cell.array.ravel() for a in some],
+            "energy": [a.get_potential_energy() for a in some],
+            "force": [a.get_forces().ravel() for a in some],
+            # dpdata: the virial is minus the volume times ASE's stress
+            "virial": [-a.get_volume() * a.get_stress(voigt=False).ravel() for a in some],
+        }
+        for name, values in arrays.items():
+            np.save(part / f"{name}.npy", np.array(values))
+
+
+def test_deepmd(tmp_path):
+    given_ = [strained(n) for n in range(5)]
+    deepmd(tmp_path / "copper", given_)
+    (file,) = find_files(str(tmp_path))
+    assert (file.name, file.format) == ("copper/type.raw", "deepmd")
+    back = read(tmp_path)
+    assert len(back) == 5
+    for one, other in zip(back, given_, strict=True):
+        same(one, other)
+    before = file.sha256()
+    np.save(tmp_path / "copper" / "set.001" / "energy.npy", np.zeros(2))
+    assert file.sha256() != before  # a run on it is another run
+
+
+def test_deepmd_of_mixed_sizes_and_without_a_cell(tmp_path):
+    deepmd(tmp_path / "a", [strained()])
+    np.save(tmp_path / "a" / "set.000" / "real_atom_types.npy", np.array([[0, 0, -1, 0]]))
+    (tmp_path / "a" / "nopbc").touch()
+    (back,) = read(tmp_path)
+    assert str(back.symbols) == "Cu3"
+    assert not back.pbc.any()
+    np.testing.assert_array_equal(back.positions, strained().positions[[0, 1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "type_map.raw").unlink(), "has no type_map.raw"),
+        (lambda folder: (folder / "type_map.raw").write_text("Fe1"), "type_map.raw has Fe1; chemical elements are expected"),
+        (lambda folder: (folder / "type_map.raw").write_text(""), "type 0 is not in type_map.raw, which has 0"),
+        (lambda folder: (folder / "set.000" / "box.npy").unlink(), "set.000 has no coord.npy or box.npy"),
+        (lambda folder: np.save(folder / "set.000" / "force.npy", np.zeros(5)), "has 5 numbers, expected 1 frames of 12"),
+        (lambda folder: (folder / "set.000" / "energy.npy").write_bytes(b"x"), "energy.npy is no whole NumPy array"),
+        (lambda folder: np.save(folder / "set.000" / "box.npy", np.array([{}]), allow_pickle=True), "is no whole NumPy"),
+        (lambda folder: shutil.rmtree(folder / "set.000"), "has no set.* folder"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_deepmd_is_said(tmp_path, spoil, reason):
+    deepmd(tmp_path / "a", [strained()])
+    spoil(tmp_path / "a")
+    (said,) = read(tmp_path)
+    assert reason in said
+
+
+def test_what_cannot_be_recognised_is_not_taken(tmp_path):
+    for name in ("a.json", "coord.npy", "box.raw", "a.xz"):
+        (tmp_path / name).write_bytes(b"\xfd7zXZ\x00 broken" if name == "a.xz" else b"{}")
+        assert format_of(tmp_path / name) is None
+
+
+FIVE = [strained(n) for n in range(5)]
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    path = tmp_path_factory.mktemp("five") / "five.xyz"
+    write(path, FIVE, format="extxyz")
+    return path
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_garbled_extended_xyz_gives_frames_that_are_in_it_or_a_reason(five, data):
+    """Cut, spliced or with a line lost: never another frame's label, never a bare exception."""
+    lines = five.read_text().splitlines(keepends=True)
+    kind = data.draw(st.sampled_from(["cut", "lost line", "doubled line", "spliced", "garbled"]))
+    at, to = data.draw(st.integers(0, len(lines) - 1)), data.draw(st.integers(0, len(lines) - 1))
+    # Spliced at the same line of another frame it is a whole frame, of which nobody can tell that it is none.
+    assume(kind != "spliced" or (at - to) % 6 or at % 6 == 0)
+    if kind == "cut":
+        text = "".join(lines)[: data.draw(st.integers(0, sum(map(len, lines))))]
+    else:
+        middle = {
+            "lost line": [],
+            "doubled line": [lines[at]] * 2,
+            "spliced": lines[to:],
+            "garbled": [lines[at].replace("0", "x")],
+        }
+        text = "".join([*lines[:at], *middle[kind], *lines[at + 1 :]])
+    path = five.with_name("garbled.xyz")
+    path.write_text(text)
+    frames = list(read_frames(Piece(InputFile(path, path.name, "extxyz"))))
+    assert frames
+    for frame in frames:
+        if isinstance(frame, str):
+            assert frame
+            assert "\n" not in frame
+            continue
+        try:
+            energy, forces, *_ = labels_of(frame)
+        except audit.Broken:
+            continue
+        (right,) = [atoms for atoms in FIVE if abs(atoms.get_potential_energy() - energy) < 1e-6]
+        if kind != "doubled line":  # a doubled line of an atom shifts the rest, which is a whole frame with another atom
+            np.testing.assert_allclose(frame.positions, right.positions, atol=1e-7)
+            np.testing.assert_allclose(forces, right.get_forces(), atol=1e-7)
