@@ -1,16 +1,20 @@
 """The pages in docs/howto: their commands and scripts run; the examples do what they are for."""
 
+import gzip
 import os
+import pickle
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RAW, ROOT, beside
+from conftest import EXAMPLES, RAW, ROOT, beside, mlip_pace
 
 from examples import equation_of_state, md
+from mlip_pace.errors import JobError, SignalError
 
 PAGES = sorted((ROOT / "docs" / "howto").glob("*.md"))
 
@@ -37,8 +41,47 @@ def test_commands_of_a_page_run(tmp_path, page):
         assert done.stdout
 
 
+# Exit code -> what to run for the example of the page on errors: the command, its data, its settings.
+EXAMPLES_OF_ERRORS = {
+    64: ("check", "a.xyz", {"BASIS_CUTOF": 5}),
+    65: ("check", "no.extxyz", {}),
+    66: ("check", "/nowhere", {}),
+    69: ("check", "a.xyz", {"RUN_DEVICE": "gpu"}),
+    77: ("check", "data.pckl.gzip", {}),
+    81: ("run", "a.xyz", {"EVALUATE_MAX_FORCES_RMSE": 0.001}),
+}
+
+
+@pytest.mark.parametrize("code", EXAMPLES_OF_ERRORS)
+def test_the_examples_of_errors_are_what_a_run_says(tmp_path, code):
+    if code == 69 and Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU here")
+    (tmp_path / "a.xyz").symlink_to(EXAMPLES)
+    (tmp_path / "no.extxyz").write_text("hello\n")
+    pickled = pickle.dumps(type("Code", (), {"__reduce__": lambda _: (os.system, ("true",))})())
+    (tmp_path / "data.pckl.gzip").write_bytes(gzip.compress(pickled))
+    command, data, settings = EXAMPLES_OF_ERRORS[code]
+    found, _, last = mlip_pace(tmp_path / "out", tmp_path / data, command, **settings)
+    assert found == code
+    page = (ROOT / "docs" / "howto" / "errors.md").read_text()
+    message, _, hint = re.search(rf"^## {code}: .*?```\n(.*?)\n```", page, re.DOTALL | re.MULTILINE)[1].partition("\n-> ")
+
+    def plain(text):  # without numbers, which are another fit's, and without our folder
+        return re.sub(r"\d+\.\d+", "N", text.replace(f"{tmp_path}/", ""))
+
+    assert plain(last["message"]) == plain(message)
+    assert plain(last["hint"]) == plain(hint)
+
+
+def test_every_exit_code_of_the_contract_has_its_paragraph():
+    page = (ROOT / "docs" / "howto" / "errors.md").read_text()
+    kinds = [JobError, *JobError.__subclasses__()]
+    codes = {kind.code for kind in kinds if kind is not SignalError} | {128 + signal.SIGTERM}
+    assert {int(code) for code in re.findall(r"^## (\d+):", page, re.MULTILINE)} == codes
+
+
 def test_links_lead_somewhere():
-    for page in [*PAGES, ROOT / "README.md"]:
+    for page in [*PAGES, *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
