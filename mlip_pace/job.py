@@ -86,12 +86,12 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
 
         shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
         built = inputs.basis(collected.elements, shortest)
-        selected = stage(stages.activeset, Selected, lambda folder: selection.select(
+        selected = stage(stages.select, Selected, lambda folder: selection.select(
             folder, _frame(stages.subtract, "target"), built, settings.selection, compute.threads))  # fmt: skip
         _say_selected(journal, selected)
 
         compute = replace(compute, deadline=_deadline(settings, begin))
-        chosen = selection.chosen_in(stages.activeset.folder)
+        chosen = selection.chosen_in(stages.select.folder)
         trained = stage(stages.train, Trained, lambda folder: fit.fit(folder, fit.Task(
             _frame(stages.subtract, "target"), chosen, built, subtracted.reference, shortest, collected.e0),
             settings.training, inputs.override, compute))  # fmt: skip
@@ -167,12 +167,12 @@ class Stages:
 
     collect: Stage
     subtract: Stage
-    activeset: Stage
+    select: Stage
     train: Stage
     evaluate: Stage
 
     def before_evaluation(self) -> list[Stage]:
-        return [self.collect, self.subtract, self.activeset, self.train]
+        return [self.collect, self.subtract, self.select, self.train]
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,10 @@ class Inputs:
         of_basis = {**choice, **group["basis"], "override": self.override.get("potential")}
         collect = plan(work, "1-collect", COLLECT, {**group["data"], **common}, files=self.digests)
         subtract = plan(work, "2-subtract", SUBTRACT, group["reference"], collect)
-        activeset = plan(work, "3-activeset", SELECT, of_basis, subtract)
-        train = plan(work, "4-train", TRAIN, {**training, "override": override}, activeset, reach=settings.training.max_epochs)
+        select = plan(work, "3-select", SELECT, of_basis, subtract)
+        train = plan(work, "4-train", TRAIN, {**training, "override": override}, select, reach=settings.training.max_epochs)
         score = plan(work, "5-evaluate", EVALUATE, settings.evaluate.model_dump(mode="json"), train)
-        return Stages(collect, subtract, activeset, train, score)
+        return Stages(collect, subtract, select, train, score)
 
     def described(self) -> list[dict[str, str]]:
         """Name, format and SHA-256 of each file."""
@@ -383,7 +383,7 @@ def _draw_report(journal: Journal, so_far: Potential, stages: Stages, scored: St
     try:
         from mlip_pace.report import page  # takes its time
 
-        return page.draw(so_far, stages.activeset.folder, stages.train.result, scored.folder, workers)
+        return page.draw(so_far, stages.select.folder, stages.train.result, scored.folder, workers)
     except JobError:
         raise
     except Exception as error:

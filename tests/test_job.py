@@ -75,7 +75,7 @@ def test_the_sidecar_says_how_it_was_made(sidecar):
 def test_the_published_errors_are_those_of_the_published_files(trained, sidecar):
     frames = read(DATA, ":")
     tested = sidecar.metadata["errors"]["test"]
-    sources = json.loads((trained / "work" / "3-activeset" / "chosen.json").read_text())
+    sources = json.loads((trained / "work" / "3-select" / "chosen.json").read_text())
     chosen = [int(source.split("#")[1]) for source in sources]
     calculator = load_calculator(trained / "potential.json")
     energies, forces = [], []
@@ -179,7 +179,7 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(tmp_path):
     code, events, _ = mlip_pace(tmp_path, TRAINING_KAPPA=0.5, OUTPUT_OVERWRITE=1)
     assert code == 0
     skipped = {e["stage"] for e in events if e.get("message") == "unchanged, not run again"}
-    assert skipped == {"collect", "subtract", "activeset"}
+    assert skipped == {"collect", "subtract", "select"}
     assert (tmp_path / "previous-1" / "potential.json").read_bytes() == first
     assert intact(tmp_path / "previous-1" / "potential.json") is not None
 
@@ -290,7 +290,7 @@ def test_settings_without_effect_are_named_and_change_nothing(tmp_path):
     metadata = Potential.load(tmp_path / "potential.json").metadata
     assert "batch_size" not in metadata["training"]
     assert metadata["training"]["device"] == "cpu"
-    assert set(metadata["seconds"]) == {"collect", "subtract", "activeset", "train", "evaluate", "publish"}
+    assert set(metadata["seconds"]) == {"collect", "subtract", "select", "train", "evaluate", "publish"}
 
 
 @pytest.mark.parametrize("optimizer", ["auto", "BFGS"])

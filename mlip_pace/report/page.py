@@ -27,7 +27,7 @@ from mlip_pace.run.templates import templates
 
 
 def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path, workers: int = 1) -> str:
-    """The whole page, from a sidecar and the folders of the stages activeset, train and evaluate."""
+    """The whole page, from a sidecar and the folders of the stages select, train and evaluate."""
     frame = load_frame(scores / "predictions.pckl.gzip")
     metadata = potential.metadata
     calculator = calculator_of(fitted / "potential.yace")

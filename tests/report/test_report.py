@@ -161,7 +161,7 @@ def test_equations_of_state(panels, predicted, trained, sidecar):
 
 
 def test_selection_and_errors_by_type(panels, predicted, trained, sidecar):
-    sources = list(json.loads((trained / "work" / "3-activeset" / "chosen.json").read_text()))
+    sources = list(json.loads((trained / "work" / "3-select" / "chosen.json").read_text()))
     panel = panels["chosen"]
     chosen, left = panel["layers"]
     for kind, n, m in zip(panel["categories"], chosen["x"], left["x"], strict=True):
