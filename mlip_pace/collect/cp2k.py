@@ -222,6 +222,8 @@ def _labelled(geometry: _Geometry, energy: re.Match[str], behind: str) -> Atoms:
     if not behind.strip():
         raise _Unreadable("the run ended at its energy")
     labels: dict[str, Any] = {"energy": _float(value) * _unit(_ENERGIES, energy[2])}
+    if not re.fullmatch(r"[-+]?\d+\.\d{6,}", value) or re.match(r" *\d+ *\n", behind):
+        raise _Unreadable("the energy is cut off")
     labels["free_energy"] = labels["energy"]
     if found := _FORCES.search(behind):
         labels["forces"] = _forces(behind[found.end() :], list(bare.symbols)) * _force_unit(found[1])
