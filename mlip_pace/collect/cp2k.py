@@ -24,7 +24,7 @@ from ase.units import Bohr, GPa, Hartree, Ry, bar, kcal, kJ, mol
 from mlip_pace.collect.files import Frame, Unconverged
 
 _REAL = r"([-+]?\d+\.\d*(?:[EeDd][-+]?\d+)?)"
-_THREE = rf"\s+{_REAL}\s+{_REAL}\s+{_REAL}"
+_THREE = rf" +{_REAL} +{_REAL} +{_REAL}"
 _RUN = re.compile(r"^ *CP2K\| version string", re.MULTILINE)
 _ENERGY = re.compile(r"^ *ENERGY\| Total FORCE_EVAL \( (\w+) +\) energy [\[(](.+?)[\])]:? +(\S+) *\n", re.MULTILINE)
 _FREE = re.compile(r"^ *ENERGY\| Total FORCE_EVAL \( \w+ +\) free energy \[.+?\]:? +(\S+) *\n", re.MULTILINE)
@@ -123,6 +123,13 @@ def _unit(units: dict[str, float], name: str) -> float:
     return units[name.lower()]
 
 
+def _numbers(rows: list[tuple[str, ...]]) -> Any:
+    """(n, 3); a number that was cut off has fewer digits than the others."""
+    if len({len(x.partition(".")[2]) for row in rows for x in row}) > 1:
+        raise _Unreadable("a table is cut off")
+    return np.array([[_float(x) for x in row] for row in rows])
+
+
 def _rows(text: str, pattern: str) -> list[tuple[str, ...]]:
     """The lines that match the pattern up to their end, from the first one on, without a gap."""
     rows: list[tuple[str, ...]] = []
@@ -140,7 +147,10 @@ def _moved(text: str, before: _Geometry, variable: bool) -> _Geometry:
     tables = [(match[2], _rows(text[match.end() :], _SITE)) for match in _COORDINATES.finditer(text)]
     cells = [_cell(match[0]) for match in _CELL.finditer(text)]
     pbc = before.pbc
-    for periodic in re.findall(r"^ *CELL\| Periodicity +(XYZ|XY|XZ|YZ|X|Y|Z|NONE) *\n", text, re.MULTILINE):
+    found = dict(re.findall(r"^ *(\w+)\| Periodicity +(XYZ|XY|XZ|YZ|X|Y|Z|NONE) *\n", text, re.MULTILINE))
+    # Older versions print that of the electrostatics only.
+    periodic = next((found[of] for of in ("CELL", "CELL_TOP", "CELL_REF", "POISSON") if of in found), None)
+    if periodic:
         pbc = (("X" in periodic), ("Y" in periodic), ("Z" in periodic))
     cell = cells[-1] if cells else before.cell
     if not tables:
@@ -169,7 +179,7 @@ def _atoms(unit: str, rows: list[tuple[str, ...]], text: str) -> Atoms:
         raise _Unreadable("the elements cannot be read")
     if any(float(charge) == 0 for *_, charge in rows):
         raise _Unreadable("there are ghost atoms")
-    return Atoms(symbols, np.array([[_float(x) for x in row[3:6]] for row in rows]) * _unit(_LENGTHS, unit))
+    return Atoms(symbols, _numbers([row[3:6] for row in rows]) * _unit(_LENGTHS, unit))
 
 
 def _cell(text: str) -> Any:
@@ -209,7 +219,11 @@ def _labelled(geometry: _Geometry, energy: re.Match[str], behind: str) -> Atoms:
     assert bare is not None
     # SIRIUS prints an energy without -TS and the free energy, to which the forces belong.
     value = free[1] if (free := _FREE.search(behind)) else energy[3]
+    if not behind.strip():
+        raise _Unreadable("the run ended at its energy")
     labels: dict[str, Any] = {"energy": _float(value) * _unit(_ENERGIES, energy[2])}
+    if not re.fullmatch(r"[-+]?\d+\.\d{6,}", value) or re.match(r" *\d+ *\n", behind):
+        raise _Unreadable("the energy is cut off")
     labels["free_energy"] = labels["energy"]
     if found := _FORCES.search(behind):
         labels["forces"] = _forces(behind[found.end() :], list(bare.symbols)) * _force_unit(found[1])
@@ -217,7 +231,7 @@ def _labelled(geometry: _Geometry, energy: re.Match[str], behind: str) -> Atoms:
         raise _Unreadable("no forces are printed (FORCE_EVAL/PRINT/FORCES)")
     if found := _STRESS.search(behind):
         rows = _rows(behind[found.end() :], rf" *(?:STRESS\|)? +[xyzXYZ]{_THREE}")
-        tensor = np.array([[_float(x) for x in row] for row in rows[:3]])
+        tensor = _numbers(rows[:3])
         if tensor.shape != (3, 3) or abs(tensor - tensor.T).max() > 1e-3 * (1 + abs(tensor).max()):
             raise _Unreadable("the stress cannot be read")
         labels["stress"] = -tensor[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * _unit(_PRESSURES, found[1])
@@ -244,7 +258,7 @@ def _forces(text: str, symbols: list[str]) -> Any:
         raise _Unreadable(f"the forces cannot be read: {len(symbols)} are expected")
     if any(symbol and symbol.title() != own for (_, symbol, *_), own in zip(rows, symbols, strict=True)):
         raise _Unreadable("the forces are those of other elements")
-    forces = np.array([[_float(x) for x in xyz] for _, _, *xyz in rows])
+    forces = _numbers([row[2:] for row in rows])
     total = re.search(rf"^ *(?:SUM OF ATOMIC FORCES|FORCES\| Sum){_THREE}", text, re.MULTILINE)
     if total and abs(forces.sum(axis=0) - [_float(x) for x in total.groups()]).max() > 1e-6 * (1 + len(symbols)):
         raise _Unreadable("the forces do not add up to their sum")

@@ -22,7 +22,7 @@ from ase.units import Bohr, Ry
 from mlip_pace.collect.files import Frame, Unconverged
 
 _REAL = r"([-+]?\d*\.\d+(?:[EeDd][-+]?\d+)?)"
-_THREE = rf"\s*{_REAL}\s*{_REAL}\s*{_REAL}"  # f14.8 leaves no space before -100.12345678
+_THREE = rf" *{_REAL} *{_REAL} *{_REAL}"  # f14.8 leaves no space before -100.12345678
 _RUN = re.compile(r"^ *Program PWSCF +v", re.MULTILINE)
 _COORDINATES = re.compile(r"^(?:CELL_PARAMETERS|ATOMIC_POSITIONS)\b", re.MULTILINE)
 _ENERGY = re.compile(r"^ *(!{0,2}) *total energy +=(.*?)Ry *$", re.MULTILINE)
@@ -106,7 +106,7 @@ def _cell_varies(text: str, begin: int) -> bool:
 
 
 def _number(text: str, pattern: str, what: str) -> float:
-    match = re.search(pattern + rf" *{_REAL}", text)
+    match = re.search(pattern + rf" *{_REAL}(?=\s)", text)
     if not match:
         raise _Unreadable(f"{what} cannot be read")
     return _float(match[1])
@@ -117,17 +117,20 @@ def _float(text: str) -> float:
 
 
 def _rows(text: str, pattern: str, count: int, what: str) -> list[tuple[str, ...]]:
-    """The first `count` lines, which must match the pattern up to their end."""
+    """The first `count` lines, which must match the pattern up to their end; a number that was cut off has fewer digits."""
     lines = [line for line in text.splitlines(keepends=True)[: count + 2] if line.strip()][:count]
     matches = [re.fullmatch(pattern + r"\s*\n", line) for line in lines]
-    if len(matches) < count or not all(matches):
+    rows = [match.groups() for match in matches if match]
+    if len(rows) < count or len({len(x.partition(".")[2]) for row in rows for x in row[-3:]}) > 1:
         raise _Unreadable(f"{what} cannot be read: {count} lines are expected")
-    return [match.groups() for match in matches if match]
+    return rows
 
 
 def _header(text: str) -> _Run:
     alat = _number(text, r"lattice parameter \((?:alat|a_0)\) +=", "the lattice parameter")
     precise = _number(text, r"celldm\(1\)=", "the lattice parameter")
+    if abs(alat - precise) > 1e-4:
+        raise _Unreadable("the lattice parameter cannot be read")
     count = re.search(r"number of atoms/cell +=\s*(\d+)", text)
     if not count:
         raise _Unreadable("the number of atoms cannot be read")
@@ -136,7 +139,7 @@ def _header(text: str) -> _Run:
     threshold = re.search(after + rf" *(?:scf )?convergence threshold += +{_REAL}", text)
     table = text.partition("atomic species   valence")[2].partition("\n\n")[0]
     return _Run(
-        Bohr * (precise if abs(alat - precise) < 1e-4 else alat),
+        Bohr * precise,
         int(count[1]),
         dict(re.findall(r"^ *(\S+) +[\d.]+ +[\d.]+ +([A-Za-z]+) *\(", table, re.MULTILINE)),
         _float(threshold[1]) if threshold else np.inf,
@@ -308,7 +311,7 @@ def _stress(text: str) -> Any:
         if re.search(r"stress.*not (?:yet )?(?:implemented|available)", text, re.IGNORECASE):
             return None
         raise _Unreadable("the stress cannot be read")
-    rows = _rows(found[2], _THREE + r".*", 3, "the stress")
+    rows = _rows(found[2], _THREE + r"(?:\s*(?:[-\d.]+|\*+)){3}", 3, "the stress")
     tensor = np.array([[_float(x) for x in row] for row in rows])
     if not tensor[2].any() and tensor.any():
         return None

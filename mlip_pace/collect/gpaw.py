@@ -18,13 +18,13 @@ from ase.data import atomic_numbers
 from mlip_pace.collect.files import Frame, Unconverged
 
 _REAL = r"([-+]?\d+\.\d+)"
-_THREE = rf"\s+{_REAL}\s+{_REAL}\s+{_REAL}"
+_THREE = rf" +{_REAL} +{_REAL} +{_REAL}"
 _LIST = rf" *\[ *{_REAL}, *{_REAL}, *{_REAL}\][,\]]"  # as the new code prints vectors
 _FLAGS = re.MULTILINE | re.IGNORECASE
 _RUN = re.compile(r"^ *\|__ \|  _\|___\|_____\|", re.MULTILINE)
 _POSITIONS = re.compile(r"^Positions: *\n", _FLAGS)
 _CELL = re.compile(r"^Unit cell: *\n.*periodic.*\n(?: *-+ *\n)?", _FLAGS)
-_FREE = re.compile(r"^Free energy: *(\S+) *\n", _FLAGS)
+_FREE = re.compile(r"^Free energy: *(\S+) *\n(?:Extrapolated|Zero Kelvin): *\S+ *\n", _FLAGS)
 _FORCES = re.compile(r"^(?:Forces in eV/Ang: *|forces: \[ +# eV/Ang *)\n", _FLAGS)
 _STRESS = re.compile(r"^stress tensor:(?: *| \[ +# eV/Ang\^3 *)\n", _FLAGS)
 _VDW = re.compile(r"^vdW correction: *(\S+) *\n", re.MULTILINE)
@@ -75,12 +75,19 @@ def _rows(text: str, pattern: str, count: int | None = None) -> list[tuple[str, 
     return rows
 
 
+def _numbers(rows: list[tuple[str, ...]]) -> Any:
+    """(n, 3); a number that was cut off has fewer digits than the others."""
+    if len({len(x.partition(".")[2]) for row in rows for x in row}) > 1:
+        raise _Unreadable("a table is cut off")
+    return np.array([[float(x) for x in row] for row in rows])
+
+
 def _cell(text: str) -> tuple[Any, list[bool]]:
     """The vectors in Å, and whether each of them is periodic."""
     rows = _rows(text, rf" *(\d)\. axis: +(yes|no){_THREE} +\d+ +[\d.]+", 3)
     if [n for n, *_ in rows] != ["1", "2", "3"]:
         raise _Unreadable("the cell cannot be read")
-    return np.array([[float(x) for x in xyz] for _, _, *xyz in rows]), [periodic == "yes" for _, periodic, *_ in rows]
+    return _numbers([row[2:] for row in rows]), [periodic == "yes" for _, periodic, *_ in rows]
 
 
 def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
@@ -119,7 +126,7 @@ def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
         raise _Unreadable("no forces are printed")
     if (found := _STRESS.search(results)) and not vdw:
         labels["stress"] = _stress(results[found.end() :])
-    atoms = Atoms(symbols, [[float(x) for x in row[2:5]] for row in rows], cell=cell, pbc=pbc)
+    atoms = Atoms(symbols, _numbers([row[2:5] for row in rows]), cell=cell, pbc=pbc)
     atoms.calc = SinglePointCalculator(atoms, **labels)
     if _density_is_fixed(piece[: energies[0].start()]):
         return Unconverged(atoms, "GPAW: the density is fixed, as for a band structure, and not self-consistent")
@@ -146,13 +153,13 @@ def _forces(text: str, symbols: list[str]) -> Any:
     rows = rows or [(n, symbol, *xyz) for *xyz, symbol, n in _rows(text, _LIST + r" +# (\S+) +(\d+)")]
     if [(int(n), symbol.title()) for n, symbol, *_ in rows] != list(enumerate(symbols)):
         raise _Unreadable(f"the forces cannot be read: {len(symbols)} are expected")
-    return np.array([[float(x) for x in xyz] for _, _, *xyz in rows])
+    return _numbers([row[2:] for row in rows])
 
 
 def _stress(text: str) -> Any:
     """(6,) in eV/Å^3."""
     rows = _rows(text, _THREE, 3) or _rows(text, _LIST, 3)
-    tensor = np.array([[float(x) for x in row] for row in rows])
+    tensor = _numbers(rows)
     if tensor.shape != (3, 3) or abs(tensor - tensor.T).max() > 1e-5 + 1e-3 * abs(tensor).max():
         raise _Unreadable("the stress cannot be read")
     return tensor[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
