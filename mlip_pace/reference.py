@@ -284,9 +284,9 @@ def lammps_commands(reference: Reference, elements: list[str], potential: str) -
     """`pair_style` and `pair_coeff` lines of ACE + reference; atom types are the elements in the given order."""
     names = " ".join(elements)
     if reference.kind == "none":
-        return ["pair_style pace product", f"pair_coeff * * {potential} {names}"]
+        return ["pair_style pace recursive", f"pair_coeff * * {potential} {names}"]
     lines = [
-        f"pair_style hybrid/overlay pace product {reference.form} {reference.inner:.10g} {reference.outer:.10g}",
+        f"pair_style hybrid/overlay pace recursive {reference.form} {reference.inner:.10g} {reference.outer:.10g}",
         f"pair_coeff * * pace {potential} {names}",
     ]
     for (i, first), (j, second) in combinations_with_replacement(enumerate(elements, 1), 2):

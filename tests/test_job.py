@@ -142,7 +142,7 @@ def test_dimers_repel_ever_more_below_the_data(trained, sidecar):
 def test_the_lammps_file_has_ace_and_reference(trained, sidecar):
     lines = (trained / "potential.lammps").read_text().splitlines()
     inner, outer = (sidecar.metadata["reference"][name] for name in ("inner", "outer"))
-    assert f"pair_style hybrid/overlay pace product zbl {inner:.10g} {outer:.10g}" in lines
+    assert f"pair_style hybrid/overlay pace recursive zbl {inner:.10g} {outer:.10g}" in lines
     assert "pair_coeff * * pace ${pace_dir}/potential.yace Al Mg" in lines
     assert "pair_coeff 1 2 zbl 13 12" in lines
 

@@ -48,7 +48,7 @@ ALL_CELLS = pytest.mark.parametrize("cell", CELLS)
 def lammps(folder, atoms: Atoms, ref: Reference):
     """Energy of each atom (eV), forces (eV/Å) and stress (eV/Å^3, tension positive), by `lmp` with our lines less ACE."""
     commands = reference.lammps_commands(ref, ELEMENTS, "potential.yace")
-    overlay = "\n".join(line.replace(" pace product", "") for line in commands if not line.startswith("pair_coeff * * pace"))
+    overlay = "\n".join(line.replace(" pace recursive", "") for line in commands if not line.startswith("pair_coeff * * pace"))
     (ax, _, _), (bx, by, _), (cx, cy, cz) = atoms.cell.array
     number = "{:.17g}".format
     rows = [
@@ -160,7 +160,7 @@ def test_none_is_nothing():
     assert energy == 0
     assert not forces.any()
     assert not stress.any()
-    assert reference.lammps_commands(Reference(), ["Al"], "p.yace") == ["pair_style pace product", "pair_coeff * * p.yace Al"]
+    assert reference.lammps_commands(Reference(), ["Al"], "p.yace") == ["pair_style pace recursive", "pair_coeff * * p.yace Al"]
 
 
 def test_a_molecule_needs_no_cell():

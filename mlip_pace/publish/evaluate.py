@@ -18,6 +18,7 @@ from ase.units import GPa
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, SOURCE, SPLIT, STRESS, TEST, save_frame
 from mlip_pace.publish.calculator import PotentialCalculator
+from mlip_pace.publish.cost import Cost, md_step
 from mlip_pace.reference import Reference
 from mlip_pace.run import pool
 from mlip_pace.settings import EvaluateSettings
@@ -91,6 +92,7 @@ class Scores:
     errors_by_config_type: dict[str, dict[str, dict[str, float]]]
     missed: list[str]  # of the quality gate
     warnings: list[str]
+    cost: Cost | None  # of a step of molecular dynamics
 
 
 def score(
@@ -104,7 +106,7 @@ def score(
     by_subset = {name: errors(rows) for name, rows in frame.groupby("subset")}
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
-    return Scores(by_subset, by_type, missed, warnings)
+    return Scores(by_subset, by_type, missed, warnings, md_step(published.potential, target))
 
 
 def _doubts(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
