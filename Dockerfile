@@ -39,7 +39,6 @@ RUN python=py$(python3 -c 'import sys; print("%d%d" % sys.version_info[:2])') \
 # Our own code, apart from them, so that a change of it rebuilds only this; and the list of everything, as CycloneDX.
 FROM dependencies AS code
 COPY pyproject.toml README.md LICENSE entrypoint.py /build/source/
-COPY requirements/base.in /build/source/requirements/
 COPY mlip_pace /build/source/mlip_pace
 COPY deploy/sbom.py /build/
 COPY --from=base /var/lib/dpkg /build/dpkg
@@ -57,7 +56,7 @@ ENV PATH=/opt/mlip-pace/bin:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sb
     PYTHONNOUSERSITE=1
 USER 10001:10001
 ENTRYPOINT ["/opt/venv/bin/python", "-I", "/opt/mlip-pace/entrypoint.py"]
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="mlip-pace" \
       org.opencontainers.image.description="From DFT results to an ACE interatomic potential, with pacemaker" \

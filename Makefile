@@ -1,5 +1,5 @@
 # make demo   the whole job on the example data, from nothing: environment, training, result in out/
-# make test   all tests
+# make test   all tests; make test-fast: those that need no whole job, in a minute or two
 # make lint   ruff and mypy
 # make bench  ourselves beside pacemaker (and ace-jax) on the silicon set; TRAIN=, TEST=, ARGS=
 # make lock   new hash locks from requirements/*.in
@@ -10,13 +10,16 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '' 2>/dev/nu
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
 BIN := .venv/bin
 
-.PHONY: demo test lint bench lock image image-cuda image-cpu compose clean
+.PHONY: demo test test-fast lint bench lock image image-cuda image-cpu compose clean
 
 demo: .venv/cpu
 	$(BIN)/python -m examples.demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+test-fast: .venv/dev
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -35,7 +38,7 @@ bench: .venv/dev .venv/ace-jax
 	$@/bin/python -m pip install --quiet ace-jax==0.4.1
 
 # The image for NVIDIA GPUs, and the one without; BASE_IMAGE=... takes another base.
-IMAGE := docker build --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
+IMAGE := docker build --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' mlip_pace/__init__.py) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
 image: image-cuda
 image-cuda:
 	$(IMAGE) --build-arg VARIANT=cuda $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --tag mlip-pace:cuda .
@@ -57,6 +60,11 @@ compose:
 
 # TensorFlow for the CPU stands in for the one with CUDA that tensorpotential asks for (requirements/overrides.txt); what both
 # variants have, they have in the same version.
+requirements/%.txt:
+	@echo "there is no lock for this Python ($$($(PYTHON) --version 2>&1)): mlip-pace is locked for Python 3.11 and 3.12, because" >&2
+	@echo "python-ace has wheels for no other; install one of them, or say which: make PYTHON=python3.12 ..." >&2
+	@exit 1
+
 UV := .tools/bin/uv
 lock: $(UV)
 	for python in 3.11 3.12; do for kind in cpu dev cuda sbom; do \

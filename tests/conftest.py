@@ -22,6 +22,24 @@ EXAMPLES = ROOT / "examples" / "al-mg.extxyz"
 REQUIRE_DOCKER = os.environ.pop("MLIP_PACE_REQUIRE_DOCKER", "") == "1"
 
 
+# What makes a test slow: a whole job that it needs, or real programs at work for minutes.
+SLOW_FIXTURES = {"trained", "demo", "sidecar", "image", "engine", "desk", "fitted", "silicon"}
+SLOW_FILES = (
+    "tests/container/",
+    "tests/test_job.py",
+    "tests/test_estimate.py",
+    "tests/test_howto.py",
+    "tests/test_readme.py",
+    "tests/train/test_",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames) or item.nodeid.startswith(SLOW_FILES):
+            item.add_marker(pytest.mark.slow)
+
+
 SMALL = {
     "BASIS_FUNCTIONS": 20,
     "BASIS_BODY_ORDER": 3,

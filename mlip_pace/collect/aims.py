@@ -181,7 +181,7 @@ def _frame(step: _Step, cell: Array | None, constrained: bool) -> Frame:
 def _same(one: _Geometry, other: _Geometry, cell: Array | None) -> bool:
     """Whether two geometries are the same, apart from multiples of lattice vectors and rounding."""
     cells = [g.cell for g in (one, other) if g.cell is not None]
-    if one.symbols != other.symbols or (len(cells) == 2 and not np.allclose(*cells, atol=1e-3)):
+    if one.symbols != other.symbols or (len(cells) == 2 and not np.allclose(cells[0], cells[1], atol=1e-3)):
         return False
     away = one.positions - other.positions
     if cell is not None:

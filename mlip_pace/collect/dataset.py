@@ -187,10 +187,27 @@ def rows_of(
 
 
 def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data: Any) -> pd.DataFrame:
-    """The audited DataFrame of labelled `ase.Atoms`, with the columns of the module docstring.
+    """The audited DataFrame of labelled structures in memory.
 
-    `data` are the fields of the DATA settings (`energy_key="my_energy"`, ...). What was left out, with its reason, is in
-    `frame.attrs["left_out"]`, E0 (eV) in `frame.attrs["e0"]`. Raises `DataError` if too much of it is wrong.
+    Parameters
+    ----------
+    atoms_list
+        With energies (eV) and forces (eV/Å) in the calculator's results or under `REF_*`/`dft_*` keys.
+    cutoff
+        Å; an atom without a neighbour within it is no part of a structure that is fitted.
+    **data
+        Fields of the DATA settings, as in `energy_key="my_energy"`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With the columns of the module docstring; `frame.attrs["left_out"]` has what was left out, with its reason,
+        `frame.attrs["e0"]` E0 (eV).
+
+    Raises
+    ------
+    errors.DataError
+        If too much of it is wrong.
     """
     given: list[Structure] = [(f"atoms#{n}", f"atoms#{n}", atoms) for n, atoms in enumerate(atoms_list)]
     settings = DataSettings.model_construct().model_copy(update=data)
