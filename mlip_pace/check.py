@@ -12,8 +12,9 @@ from mlip_pace import estimate, job, reference
 from mlip_pace.ace import basis, core
 from mlip_pace.ace.basis import Basis
 from mlip_pace.collect import dataset
-from mlip_pace.collect.dataset import ATOMS, SPLIT, TRAIN
+from mlip_pace.collect.dataset import ATOMS, SPLIT
 from mlip_pace.collect.files import find_files
+from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import JobError
 from mlip_pace.job import Inputs
 from mlip_pace.publish import potential

@@ -33,8 +33,9 @@ from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
 from mlip_pace.arrays import VOIGT, Array
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, TRAIN, composition, save_frame
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, composition, save_frame
 from mlip_pace.collect.neighbours import neighbours
+from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import DataError
 from mlip_pace.settings import ReferenceSettings
 

@@ -36,7 +36,8 @@ from mlip_pace.ace import basis, projections
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.projections import Rows
 from mlip_pace.arrays import Array
-from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, TRAIN, geometry_key
+from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, geometry_key
+from mlip_pace.collect.split import TRAIN
 from mlip_pace.reference import lowest_of_compositions, shortest_distances
 from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import SelectionSettings

@@ -150,6 +150,8 @@ class SelectionSettings(Group):
 
 
 class TrainingSettings(Group):
+    """How the fit goes: weights of the loss, start, optimizer, iterations, seed."""
+
     kappa: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = setting(
         0.01, "weight of forces (eV/Å) against energies (eV/atom); `auto`: from their variances"
     )

@@ -29,10 +29,10 @@ def imported():
     """The top-level modules of others that the package imports, with the files that do."""
     for path in (ROOT / "mlip_pace").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                for name in names:
-                    yield (name or "").partition(".")[0], path
+            if isinstance(node, ast.ImportFrom):
+                yield str(node.module).partition(".")[0], path
+            elif isinstance(node, ast.Import):
+                yield from ((alias.name.partition(".")[0], path) for alias in node.names)
 
 
 def test_everything_imported_is_a_dependency_or_of_an_extra():

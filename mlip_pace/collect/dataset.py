@@ -9,7 +9,6 @@ databases, data frames) every structure is its own group, unless it has a `group
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +27,7 @@ from mlip_pace.collect.extxyz import Piece, pieces_of
 from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, Unconverged
 from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.collect.read import read_frames
+from mlip_pace.collect.split import TEST, TRAIN, split_by_group
 from mlip_pace.errors import DataError
 from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
@@ -37,7 +37,6 @@ NAME, SOURCE, CONFIG_TYPE, GROUP, SPLIT = "name", "source", "config_type", "grou
 ENERGY_ATOMS = "energy_atoms"  # sum of E0, eV
 LONELY = "lonely"  # atoms without a neighbour within the cutoff
 WEIGHT = "weight"  # what a structure counts for in the loss: how many of those left out it stands for
-TRAIN, TEST = "train", "test"
 
 
 def save_frame(frame: pd.DataFrame, path: Path) -> None:
@@ -257,7 +256,7 @@ def assemble(
     frame[ENERGY_ATOMS] = [sum(e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in frame[ATOMS]]
     frame = without_extremes(frame, data, audit).reset_index(drop=True)
     if test_pieces is None:
-        frame[SPLIT] = split_by_group(frame, data.test_fraction, rules.seed)
+        frame[SPLIT] = split_by_group(list(frame[GROUP]), list(frame[ATOMS]), data.test_fraction, rules.seed)
     _refuse_too_little(frame, rules.elements, audit)
     used = sorted({symbol for atoms in frame[ATOMS] for symbol in atoms.symbols})
     about = Collected(
@@ -382,31 +381,3 @@ def without_extremes(frame: pd.DataFrame, data: DataSettings, audit: Audit) -> p
             audit.leave_out(frame[SOURCE][row], f"{values[row]:.3g} {unit}, beyond MLIP_PACE_DATA_{name}={limit:g}")
             keep[row] = False
     return frame[keep]
-
-
-def split_by_group(frame: pd.DataFrame, fraction: float, seed: int) -> list[str]:
-    """`train` or `test` for each row: whole groups, about `fraction` of the structures, never the last ones of an element.
-
-    The choice depends on the names of the groups and the seed, not on their order. Where every group is larger than what is
-    wanted, the smallest one is taken, unless that is more than half of all.
-    """
-    sizes = frame.groupby(GROUP).size()
-    drawn = sorted(sizes.index, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
-    elements: dict[Any, Counter[str]] = {group: Counter() for group in drawn}
-    for group, atoms in zip(frame[GROUP], frame[ATOMS], strict=True):
-        elements[group].update(set(atoms.symbols))
-    remaining = sum(elements.values(), Counter())
-    wanted, taken, test = round(fraction * len(frame)) or int(fraction > 0), 0, set()
-
-    def take(group: Any, most: float) -> None:
-        nonlocal taken, remaining
-        left = remaining - elements[group]
-        if taken < wanted and taken + sizes[group] <= most and len(left) == len(remaining):
-            test.add(group)
-            taken, remaining = taken + sizes[group], left
-
-    for group in drawn:
-        take(group, most=min(1.5 * wanted + 1, len(frame) - 2))
-    if not test:
-        take(min(drawn, key=lambda g: (sizes[g], drawn.index(g))), most=len(frame) / 2)
-    return [TEST if group in test else TRAIN for group in frame[GROUP]]

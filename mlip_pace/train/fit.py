@@ -13,7 +13,8 @@ import pandas as pd
 from mlip_pace.ace import activeset, core
 from mlip_pace.ace.basis import Basis, BasisFile
 from mlip_pace.ace.files import convert
-from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, TEST, WEIGHT
+from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, WEIGHT
+from mlip_pace.collect.split import TEST
 from mlip_pace.reference import Reference
 from mlip_pace.run.compute import Compute
 from mlip_pace.settings import TrainingSettings

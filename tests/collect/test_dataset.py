@@ -14,6 +14,7 @@ from mlip_pace import atoms_to_dataframe
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import find_files
 from mlip_pace.collect.labels import labels
+from mlip_pace.collect.split import split_by_group
 from mlip_pace.errors import DataError
 from mlip_pace.settings import DataSettings
 
@@ -192,7 +193,7 @@ def test_the_split_keeps_groups_together_whatever_their_order(groups, fraction, 
 
     symbols = ["AlMg" if n % 3 else "Al2" for n in groups]
     frame = pd.DataFrame({"group": [f"g{n}" for n in groups], "ase_atoms": [Atoms(s) for s in symbols]})
-    split = dataset.split_by_group(frame, fraction, seed)
+    split = split_by_group(list(frame[dataset.GROUP]), list(frame[dataset.ATOMS]), fraction, seed)
     sides = pd.DataFrame({"group": frame.group, "split": split}).groupby("group").split.nunique()
     assert (sides == 1).all()
     kept = {s for atoms, side in zip(frame.ase_atoms, split, strict=True) if side == "train" for s in atoms.symbols}
@@ -200,7 +201,8 @@ def test_the_split_keeps_groups_together_whatever_their_order(groups, fraction, 
     if fraction == 0:
         assert set(split) == {"train"}
     order = data.draw(st.permutations(range(len(groups))))
-    again = dataset.split_by_group(frame.iloc[order].reset_index(drop=True), fraction, seed)
+    shuffled = frame.iloc[order]
+    again = split_by_group(list(shuffled[dataset.GROUP]), list(shuffled[dataset.ATOMS]), fraction, seed)
     assert again == [split[n] for n in order]
 
 
