@@ -1,5 +1,6 @@
 # make demo   the whole job on the example data, from nothing: environment, training, result in out/
 # make test   all tests; make test-fast: those that need no whole job, in a minute or two
+# make mutants  faults put into a copy of the package: which ones do the tests not see? ARGS=
 # make lint   ruff and mypy
 # make bench  ourselves beside pacemaker (and ace-jax) on the silicon set; TRAIN=, TEST=, ARGS=
 # make lock   new hash locks from requirements/*.in
@@ -10,13 +11,16 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '' 2>/dev/nu
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint bench lock image image-cuda image-cpu compose clean
+.PHONY: demo test test-fast mutants lint bench lock image image-cuda image-cpu compose clean
 
 demo: .venv/cpu
 	$(BIN)/python -m examples.demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+mutants: .venv/dev
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 test-fast: .venv/dev
 	$(BIN)/python -m pytest -m "not slow"
@@ -29,9 +33,9 @@ lint: .venv/dev
 # ace-jax comes into an environment of its own.
 TRAIN ?= ../shared/data/si-zuo2020/train.extxyz
 TEST ?= ../shared/data/si-zuo2020/test.extxyz
-ARGS ?= mlip-pace ace-jax pacemaker workers rows predict collect growth
+PARTS := mlip-pace ace-jax pacemaker workers rows predict collect growth
 bench: .venv/dev .venv/ace-jax
-	$(BIN)/python benchmarks/bench.py --ace-jax .venv/ace-jax/bin/aj $(TRAIN) $(TEST) $(ARGS)
+	$(BIN)/python benchmarks/bench.py --ace-jax .venv/ace-jax/bin/aj $(TRAIN) $(TEST) $(or $(ARGS),$(PARTS))
 
 .venv/ace-jax:
 	$(PYTHON) -m venv $@

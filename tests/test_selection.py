@@ -110,3 +110,16 @@ def test_lowest_energies_and_shortest_distances_are_indispensable():
     assert {"al_fcc_volume_1.00", "mg_hcp_volume_1.00", "al3mg_l12_volume_1.00"} <= set(always.group)
     every = reference.shortest_distances(frame.ase_atoms, 5.0)
     assert reference.shortest_distances(always.ase_atoms, 5.0) == pytest.approx(every)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_left_out_is_known_to_a_third_of_the_noise(seed):
+    """Leverage b M^-1 b of every atom left out, computed anew: at most 0.1."""
+    structures = random_structures(seed, count=60)
+    choice = choose(structures)
+    chosen = dict(zip(choice.chosen, choice.weights, strict=True))
+    inverse = np.linalg.inv(information(structures, chosen))
+    for n in set(range(60)) - set(chosen):
+        for symbol, place in (("Al", slice(0, 6)), ("Mg", slice(6, 10))):
+            leverages = np.einsum("ai,ij,aj->a", structures[n][symbol], inverse[place, place], structures[n][symbol])
+            assert leverages.max() <= 0.1 * (1 + 1e-6)

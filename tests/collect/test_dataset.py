@@ -82,6 +82,7 @@ def test_elements_that_were_not_asked_for_are_left_out_by_name():
     given_ = [(f"f#{n}", f"f#{n}", a) for n, a in enumerate([*good(10), labelled(cell(1.2, "Al3Mg"), -10.0)])]
     frame, summary = dataset.assemble([given_], None, dataset.Rules(DataSettings.model_construct(), ["Al"]))
     assert len(frame) == 10
+    assert (summary.read, summary.used, summary.train + summary.test, summary.atoms) == (11, 10, 10, 40)
     assert summary.left_out == [{"source": "f#10", "reason": "Mg not in MLIP_PACE_BASIS_ELEMENTS=Al"}]
     with pytest.raises(DataError, match="Cu is in MLIP_PACE_BASIS_ELEMENTS but in no training structure"):
         dataset.assemble([given_], None, dataset.Rules(DataSettings.model_construct(), ["Al", "Mg", "Cu"]))

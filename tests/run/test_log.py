@@ -5,6 +5,9 @@ import os
 import pty
 import subprocess
 import sys
+import time
+
+from mlip_pace.run.log import Journal
 
 SCRIPT = """
 import pathlib, sys
@@ -45,3 +48,15 @@ def test_elsewhere_there_are_json_lines_and_the_status(tmp_path):
     done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path], capture_output=True, text=True, check=True)
     assert [json.loads(line) for line in done.stdout.splitlines()][-1]["code"] == 0
     assert json.loads((tmp_path / "status.json").read_text())["message"] == "published"
+
+
+def test_the_time_left_is_that_of_the_iterations_left(tmp_path, monkeypatch):
+    """Two iterations in ten seconds, eight to come: forty seconds."""
+    journal = Journal("json")
+    journal.open(tmp_path)
+    journal.enter("train")
+    row = {"loss": 1.0, "rmse_epa": 0.1, "rmse_f_comp": 0.2}
+    for iteration, now in ((1, 100.0), (3, 110.0)):
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        journal.progress({**row, "iteration": iteration}, 11)
+    assert json.loads((tmp_path / "status.json").read_text())["eta_seconds"] == 40.0

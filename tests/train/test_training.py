@@ -322,3 +322,36 @@ def test_any_number_of_functions_for_any_number_of_elements_is_fitted_or_refused
     for one, rows in zip(structures, design_rows(BasisFile(file), [s.atoms for s in structures]), strict=True):
         calculator.calculate(one.atoms)
         assert rows[0] @ state.solution.coefficients == pytest.approx(calculator.results["energy"], abs=1e-6)
+
+
+def test_the_prior_prefers_low_orders():
+    """1/s = 1 + Σ (n² + l²), by hand: the first functions of body order 2, and pairs."""
+    section = basis.section(BasisSettings(functions=40, body_order=3), ["Al"], {"Al-Al": 2.0})
+    built = basis.basis_set(section)
+    functions = [*built.basis_rank1[0], *built.basis[0]]
+    scales = dict(zip([(tuple(f.ns), tuple(f.ls)) for f in functions], 1 / basis.smoothness(section), strict=True))
+    assert [scales[(n,), (0,)] for n in (1, 2, 3)] == pytest.approx([2, 5, 10])
+    assert scales[(1, 1), (0, 0)] == pytest.approx(3)
+    assert scales[(1, 1), (1, 1)] == pytest.approx(5)
+    assert scales[(1, 2), (1, 1)] == pytest.approx(8)
+
+
+@pytest.fixture
+def begun(tmp_path, target, potential):
+    """The linear start, with few rows in the sample that a step is made from."""
+    problem = radial.Problem(linear.labelled(target), [], 0.1, seed=1)
+    return problem, replace(radial.start(tmp_path, problem, potential), rows=0.5)
+
+
+def test_a_step_without_evidence_is_not_taken(tmp_path, begun):
+    """As if the model so far had all the evidence there is: the potential stays, the next step is half as long."""
+    problem, state = begun
+    best = replace(state, solution=replace(state.solution, log_evidence=np.inf))
+    after = radial.iterate(tmp_path, best, problem, 1)
+    assert (after.potential, after.solution, after.trust) == (best.potential, best.solution, best.trust / 2)
+
+
+def test_the_seed_draws_the_sample(tmp_path, begun):
+    problem, state = begun
+    losses = [radial.iterate(tmp_path, state, replace(problem, seed=seed), 1).solution.loss for seed in (1, 2, 1)]
+    assert losses[0] == losses[2] != losses[1]
