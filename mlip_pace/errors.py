@@ -72,6 +72,10 @@ class GateError(JobError):
     code, reason = 81, "quality-gate"
 
 
+class WorthlessError(JobError):
+    code, reason = 82, "worse-than-nothing"
+
+
 class TimeLimitError(JobError):
     code, reason, resumable = 124, "time-limit", True
 

@@ -28,7 +28,7 @@ from mlip_pace.collect import dataset
 from mlip_pace.collect.dataset import Collected
 from mlip_pace.collect.files import InputFile, find_files
 from mlip_pace.collect.frames import load_frame
-from mlip_pace.errors import BusyError, GateError, JobError, OtherResultError, SettingsError, TimeLimitError
+from mlip_pace.errors import BusyError, GateError, JobError, OtherResultError, SettingsError, TimeLimitError, WorthlessError
 from mlip_pace.publish import evaluate, potential, sidecar
 from mlip_pace.publish.potential import SIDECAR, Potential
 from mlip_pace.reference import Subtracted
@@ -285,7 +285,13 @@ def _only_run(output: Path) -> FileLock:
 
 
 def _within_gate(result: Potential) -> Potential:
-    """The potential, if it is as good as asked for. Raises `GateError`."""
+    """The potential, if it is as good as asked for, and better than none. Raises `GateError`, `WorthlessError`."""
+    if worthless := result.metadata["worse_than_nothing"]:
+        raise WorthlessError(
+            "; ".join(worthless),
+            "it is published all the same, do not use it: look at the worst structures in report.html for wrong labels, try "
+            "MLIP_PACE_SELECTION_METHOD=none, or fewer functions",
+        )
     if missed := result.metadata["quality_gate_missed"]:
         raise GateError("; ".join(missed), "the potential is published all the same; more data or more functions help")
     return result

@@ -115,13 +115,16 @@ def faults_of(text: str, count: int, seed: int) -> list[tuple[str, str]]:
 def lives(name: str, faulty: str) -> bool:
     """Whether the tests of a module pass with this text in its place."""
     tests = next(tests for prefix, tests in TESTS.items() if name.startswith(prefix))
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(ROOT / "mlip_pace", Path(folder) / "mlip_pace")
-        (Path(folder) / name).write_text(faulty)
-        environ = {**os.environ, "PYTHONPATH": folder}
+    with tempfile.TemporaryDirectory() as above:
+        folder = Path(above) / "copy"
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "out", "__pycache__"))
+        if (ROOT.parent / "shared").exists():
+            (Path(above) / "shared").symlink_to(ROOT.parent / "shared")
+        (folder / name).write_text(faulty)
+        environ = {**os.environ, "PYTHONPATH": str(folder)}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
         try:
-            return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, timeout=900).returncode == 0
+            return subprocess.run(command, cwd=folder, env=environ, capture_output=True, timeout=900).returncode == 0
         except subprocess.TimeoutExpired:
             return False
 

@@ -16,7 +16,7 @@ from ase import Atoms
 from ase.units import GPa
 
 from mlip_pace.arrays import VOIGT, Array
-from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, SOURCE, SPLIT, STRESS, save_frame
+from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, save_frame
 from mlip_pace.collect.split import TEST
 from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.publish.cost import Cost, md_step
@@ -26,6 +26,8 @@ from mlip_pace.settings import EvaluateSettings
 
 DOUBTFUL = 0.5  # of the spread of stresses: errors beyond it are those of the labels
 SMALL_STRESS = 1.0 * GPa  # eV/Å^3; errors below it are errors of DFT
+# Errors below these are small whatever the spread, of one structure and its copies, say.
+LEAST_SPREAD_ENERGY, LEAST_SPREAD_FORCES = 0.005, 0.02  # eV/atom, eV/Å
 CHUNK = 16  # structures that a worker takes at a time
 
 
@@ -92,6 +94,7 @@ class Scores:
     errors: dict[str, dict[str, float]]
     errors_by_config_type: dict[str, dict[str, dict[str, float]]]
     missed: list[str]  # of the quality gate
+    worthless: list[str]  # errors on what it was trained on that are larger than the spread of the data
     warnings: list[str]
     cost: Cost | None  # of a step of molecular dynamics
 
@@ -107,7 +110,8 @@ def score(
     by_subset = {name: errors(rows) for name, rows in frame.groupby("subset")}
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
-    return Scores(by_subset, by_type, missed, warnings, md_step(published.potential, target))
+    worthless = worse_than_nothing(frame[used], by_subset["train"])
+    return Scores(by_subset, by_type, missed, worthless, warnings + worthless, md_step(published.potential, target))
 
 
 def _doubts(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
@@ -121,6 +125,25 @@ def _doubts(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
         "the stresses of the training data do not go with their energies and forces: errors of "
         f"{errors['stress_rmse'] / GPa:.3g} GPa (RMSE), they themselves vary by {spread / GPa:.3g}; mind their sign (tension "
         "positive), unit and order, or leave them out: MLIP_PACE_DATA_STRESS_KEY=none"
+    ]
+
+
+def worse_than_nothing(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
+    """What a potential that knows only E0 and the mean energy, and no forces, would do better, in words.
+
+    On the structures that it was trained on the errors must be smaller than the spread of the DFT values: the standard
+    deviation of energies relative to free atoms (eV/atom), and the root mean square of force components (eV/Å).
+    """
+    binding = (train[ENERGY] - train[ENERGY_ATOMS]) / train[ATOMS].map(len)
+    spreads = {
+        "energy": (float(binding.std(ddof=0)), LEAST_SPREAD_ENERGY, "eV/atom"),
+        "forces": (float(np.sqrt(np.mean(np.concatenate(list(train[FORCES])) ** 2))), LEAST_SPREAD_FORCES, "eV/Å"),
+    }
+    return [
+        f"{name} RMSE {errors[f'{name}_rmse']:.4g} {unit} on the training structures is larger than the spread of the DFT "
+        f"values, {spread:.4g} {unit}: the fit is worse than none"
+        for name, (spread, least, unit) in spreads.items()
+        if errors[f"{name}_rmse"] > max(spread, least)
     ]
 
 

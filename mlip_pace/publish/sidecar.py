@@ -47,6 +47,7 @@ def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages
         "errors": made.scores.errors,
         "errors_by_config_type": made.scores.errors_by_config_type,
         "quality_gate_missed": made.scores.missed,
+        "worse_than_nothing": made.scores.worthless,
         **({"cost": asdict(made.scores.cost)} if made.scores.cost else {}),
         "reference": made.subtracted.reference.as_dict(),
         "e0": {"energies": made.collected.e0, "source": made.collected.e0_source},

@@ -1,0 +1,49 @@
+"""What is said of errors, against values made by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase import Atoms
+from conftest import mlip_pace
+
+from mlip_pace.collect import dataset
+from mlip_pace.publish import evaluate
+from mlip_pace.publish.potential import Potential
+
+
+def frame():
+    """Energies of -1 and -3 eV/atom relative to free atoms: spread 1. Force components of ±1 and 0 eV/Å: RMS 0.577."""
+    pull = np.array([[1.0, 0, 0], [-1.0, 0, 0]])
+    return pd.DataFrame(
+        {
+            dataset.ATOMS: [Atoms("Al2", [(0, 0, 0), (2.5, 0, 0)])] * 2,
+            dataset.ENERGY: [-12.0, -16.0],
+            dataset.ENERGY_ATOMS: [-10.0, -10.0],
+            dataset.FORCES: [pull, -pull],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("energy", "forces", "said"),
+    [(0.9, 0.5, []), (1.1, 0.5, ["energy"]), (0.9, 0.6, ["forces"]), (9.9, 35.4, ["energy", "forces"])],
+)
+def test_errors_beyond_the_spread_are_worse_than_nothing(energy, forces, said):
+    found = evaluate.worse_than_nothing(frame(), {"energy_rmse": energy, "forces_rmse": forces})
+    assert [sentence.split()[0] for sentence in found] == said
+
+
+def test_copies_of_one_structure_are_no_reproach():
+    one = frame().iloc[[0, 0]].assign(**{dataset.FORCES: [np.zeros((2, 3))] * 2})
+    assert evaluate.worse_than_nothing(one, {"energy_rmse": 1e-4, "forces_rmse": 1e-3}) == []
+
+
+def test_a_fit_that_is_worse_than_nothing_is_no_success(tmp_path):
+    """pacemaker from zero, stopped after one iteration: it does not even know the mean energy. Published, marked, not 0."""
+    code, events, last = mlip_pace(tmp_path, TRAINING_START="zero", TRAINING_MAX_EPOCHS=1)
+    assert code == 82, events[-3:]
+    assert "worse than none" in last["message"]
+    metadata = Potential.load(tmp_path / "potential.json").metadata
+    assert metadata["worse_than_nothing"]
+    assert set(metadata["worse_than_nothing"]) <= set(metadata["warnings"])
+    assert mlip_pace(tmp_path, TRAINING_START="zero", TRAINING_MAX_EPOCHS=1)[0] == 82  # also when it is there already
