@@ -87,13 +87,17 @@ def _run(lines: list[str]) -> Iterator[Frame]:
             one.flaw = other.flaw = f"step {one.number} is followed by {other.number}: what is between them is missing"
     if steps and steps[0].first is not None and steps[0].number != steps[0].first:
         steps[0].flaw = f"the first step is called {steps[0].number}: something is missing"
-    cell = None
+    cell, known = None, False  # whether it is told that there is one, or none
     changes = any(g and g.cell is not None for step in steps[1:] for g in step.before)
     for n, step in enumerate(steps):
         if n and changes and any(g and g.cell is None for g in step.before):
             step.flaw = step.flaw or "the cell changes in this run, and that of this step is not printed"
         step.last = None if added else step.last
-        cell = next((g.cell for g in (*step.before, *step.after) if g and (g.cell is not None or n == 0)), cell)
+        told = [g for g in (*step.before, *step.after) if g and g.cell is not None]
+        known = known or bool(told) or (n == 0 and any(step.before))
+        if not known:
+            step.flaw = step.flaw or "whether there is a cell is not told, or its table is broken"
+        cell = told[0].cell if told else cell
         yield "its energies are those of a thermodynamic integration" if integration else _frame(step, cell, constrained)
     if cut:
         yield "the file ends within a self-consistency cycle"

@@ -33,6 +33,7 @@ _ENERGIES = {  # the better last
     "corrected": re.compile(r"^Dispersion corrected final energy\*(?:, Ecor)? += *(\S+) +(\S+)"),
     "corrected free": re.compile(r"^Dispersion corrected final free energy\* \(Ecor-TS\) += *(\S+) +(\S+)"),
 }
+_VECTORS = re.compile(rf"^(?: +{_FLOAT}){{6}} *$")  # a real and a reciprocal one
 _TABLE = re.compile(r"^ *\*+ ([A-Za-z ]*?)(Forces|Stress Tensor) \*+")
 _ATOM = re.compile(rf"^ *x +([A-Z][a-z]?)(?::\S+)?(?: +\[[^]]*\])? +(\d+) +{_FLOAT} +{_FLOAT} +{_FLOAT} +x")
 _FORCE = re.compile(rf"^ *\* +([A-Z][a-z]?)(?::\S+)?(?: +\[[^]]*\])? +(\d+) +{_FLOAT}(\S*) +{_FLOAT}(\S*) +{_FLOAT}(\S*) +\*")
@@ -247,5 +248,5 @@ def _stress(lines: list[str]) -> Array | None:
 def _cell(lines: list[str]) -> Array | None:
     if "Real Lattice(A)" not in lines[0]:
         return None
-    rows = [[float(x) for x in re.findall(_FLOAT, line)[:3]] for line in lines[1:4]]
-    return np.array(rows) if len(rows) == 3 and all(len(row) == 3 for row in rows) else None
+    rows = [[float(x) for x in line.split()[:3]] for line in lines[1:4] if _VECTORS.match(line)]
+    return np.array(rows) if len(rows) == 3 else None

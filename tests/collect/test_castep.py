@@ -1,0 +1,89 @@
+"""CASTEP's output: every label is that of its own step; what did not converge, or is not whole, is named."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from written import castep, damaged, frames
+
+from mlip_pace.collect import castep as reader
+from mlip_pace.collect.consistency import contradiction
+from mlip_pace.collect.files import Unconverged
+
+RUN = frames(4)
+
+
+def read(text):
+    return list(reader.read(text.encode()))
+
+
+def same(one: Atoms, other: Atoms, energy: float = 0.0) -> bool:
+    """Equal in all that is read, to the digits that CASTEP prints; a stress can be missing from `one`."""
+    ours, theirs = one.calc.results, other.calc.results
+    return (
+        list(one.symbols) == list(other.symbols)
+        and np.allclose(one.cell, other.cell, atol=1e-6)
+        and np.allclose(one.positions, other.positions, atol=1e-6)
+        and np.isclose(ours.get("free_energy", ours["energy"]), theirs["free_energy"] + energy, atol=1e-6)
+        and ("forces" not in ours or np.allclose(ours["forces"], theirs["forces"], atol=1e-5))
+        and ("stress" not in ours or np.allclose(ours["stress"], theirs["stress"], atol=1e-7))
+    )
+
+
+def test_every_step_comes_with_its_own_labels():
+    found = read(castep(RUN))
+    assert len(found) == len(RUN)
+    assert all(same(ours, theirs) and "stress" in ours.calc.results for ours, theirs in zip(found, RUN, strict=True))
+    assert all(atoms.pbc.all() for atoms in found)
+    assert contradiction(found) is None
+
+
+def test_the_energy_is_that_with_dispersion():
+    assert all(same(ours, theirs, -0.8) for ours, theirs in zip(read(castep(RUN, dispersion=-0.8)), RUN, strict=True))
+
+
+def test_what_did_not_converge_is_named():
+    found = read(castep(RUN, converged=False))
+    assert len(found) == len(RUN)
+    assert all(isinstance(frame, Unconverged) and "converge" in frame.reason for frame in found)
+
+
+def test_labels_of_another_frame_are_noticed():
+    """The energies of a run, one frame late: each is a number of the file, and none belongs to its forces."""
+    found = read(castep(RUN))
+    energies = [atoms.calc.results["free_energy"] + 0.5 * n for n, atoms in enumerate(found)]
+    for atoms, energy in zip(found, energies, strict=True):
+        atoms.calc.results["free_energy"] = energy
+    assert contradiction(found) is not None
+
+
+def test_a_flaw_in_the_stress_costs_the_stress_alone_or_its_step():
+    text = castep(RUN)
+    place = text.index("Stress Tensor", text.index("iteration          1"))
+    broken = text[:place] + text[place:].replace(" *  x ", " *  x ****", 1)
+    whole = [frame for frame in read(broken) if isinstance(frame, Atoms)]
+    assert len(whole) >= 3
+    assert all(any(same(atoms, other) for other in RUN) for atoms in whole)
+
+
+def test_a_killed_job_gives_its_whole_steps_and_names_the_last():
+    text = castep(RUN)
+    *found, reason = read(text[: text.rindex("Forces")])
+    assert all(same(a, b) for a, b in zip(found, RUN, strict=False))
+    assert len(found) == 3
+    assert isinstance(reason, str) or "forces" not in reason.calc.results
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_file_gives_frames_that_are_in_it_or_reasons(data):
+    found = read(data.draw(damaged(castep(RUN))))
+    kept = [frame.atoms if isinstance(frame, Unconverged) else frame for frame in found if not isinstance(frame, str)]
+    assert all(any(same(atoms, other) for other in RUN) for atoms in kept)
+    assert all(reason and "Error" not in reason for reason in found if isinstance(reason, str))
+
+
+@pytest.mark.parametrize("text", ["", "CASTEP version 23.1\n", castep(RUN[:1])[:400]])
+def test_a_file_without_a_frame_gives_none(text):
+    assert not any(isinstance(frame, Atoms) for frame in read(text))

@@ -1,0 +1,212 @@
+"""vasprun.xml and OUTCAR: every label is that of its own step; what is no training data, or not whole, is named."""
+
+import bz2
+import gzip
+import lzma
+import re
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from conftest import beside
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from written import damaged, frames, outcar, vasprun
+
+from mlip_pace.collect import outcar as outcar_reader
+from mlip_pace.collect import vasprun as vasprun_reader
+from mlip_pace.collect.consistency import contradiction
+from mlip_pace.collect.extxyz import Piece
+from mlip_pace.collect.files import Unconverged, find_files
+from mlip_pace.collect.read import read_frames
+
+RUN = frames(4, changing=True)
+WRITERS = {"vasprun.xml": vasprun, "OUTCAR": outcar}
+READERS = {"vasprun.xml": vasprun_reader.read, "OUTCAR": outcar_reader.read}
+
+
+def read(path):
+    (file,) = find_files(str(path))
+    return list(read_frames(Piece(file)))
+
+
+def same(one: Atoms, other: Atoms, tolerance=2e-5) -> bool:
+    """Equal in all that is read; a stress can be missing from `one`."""
+    ours, theirs = one.calc.results, other.calc.results
+    return (
+        list(one.symbols) == list(other.symbols)
+        and bool((one.pbc == other.pbc).all())
+        and np.allclose(one.cell, other.cell, atol=tolerance)
+        and np.allclose(one.positions, other.positions, atol=tolerance)
+        and np.isclose(ours["free_energy"], theirs["free_energy"], atol=1e-6)
+        and ("forces" not in ours or np.allclose(ours["forces"], theirs["forces"], atol=tolerance))
+        and ("stress" not in ours or np.allclose(ours["stress"], theirs["stress"], atol=tolerance))
+    )
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_step_comes_with_its_own_labels(name):
+    read = list(READERS[name](WRITERS[name](RUN).encode()))
+    assert len(read) == len(RUN)
+    assert all(same(ours, theirs) and "stress" in ours.calc.results for ours, theirs in zip(read, RUN, strict=True))
+    assert read[0].calc.results["energy"] == pytest.approx(RUN[0].calc.results["free_energy"] + 0.001)
+    assert contradiction(read) is None
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(("asked", "reason"), [({"cycles": 7, "nelm": 7}, "NELM=7"), ({"icharg": 11}, "ICHARG=11")])
+def test_what_is_not_self_consistent_is_named(name, asked, reason):
+    read = list(READERS[name](WRITERS[name](RUN, **asked).encode()))
+    assert all(isinstance(frame, Unconverged) and reason in frame.reason for frame in read)
+    assert len(read) == len(RUN)
+
+
+def test_vasp_6_says_itself_that_a_step_did_not_converge():
+    text = outcar(RUN).replace("aborting loop because EDIFF is reached", "aborting loop EDIFF was not reached (unconverged)", 1)
+    first, *others = outcar_reader.read(text.encode())
+    assert isinstance(first, Unconverged)
+    assert all(isinstance(frame, Atoms) for frame in others)
+
+
+def test_machine_learned_steps_are_left_out_by_name():
+    read = list(outcar_reader.read(outcar(RUN, learned=True).encode()))
+    assert [frame for frame in read if isinstance(frame, str)] == [
+        "1 step of VASP's machine-learned force field, which is no DFT calculation"
+    ] * len(RUN)
+    assert all(same(a, b) for a, b in zip([frame for frame in read if isinstance(frame, Atoms)], RUN, strict=True))
+    text = vasprun(RUN).replace(" <incar>\n", ' <incar>\n  <i type="logical" name="ML_LMLFF"> T  </i>\n')
+    step = re.search(r" <structure >.*?</energy>\n", text.split("</calculation>")[1], re.DOTALL)[0]
+    *read, reason = vasprun_reader.read(
+        text.replace("</calculation>\n <structure name", f"</calculation>\n{step} <structure name").encode()
+    )
+    assert len(read) == len(RUN)
+    assert "machine-learned" in reason
+
+
+def test_dispersion_is_part_of_the_energy_and_shows_in_every_step():
+    read = list(vasprun_reader.read(vasprun(RUN, added=-0.5).encode()))
+    assert [frame.calc.results["free_energy"] for frame in read] == pytest.approx([a.calc.results["energy"] - 0.5 for a in RUN])
+    mixed = vasprun(RUN[:2]).split(" <calculation>")[:-1] + vasprun(RUN[:2], added=-0.5).split(" <calculation>")[-1:]
+    first, second = vasprun_reader.read(" <calculation>".join(mixed).encode())
+    assert isinstance(first, Atoms)
+    assert "differs by -0.5 eV" in second
+
+
+def test_the_enthalpy_is_not_taken_for_the_energy():
+    """With PSTRESS, here 10 kbar."""
+    text = vasprun(RUN[:1]).replace('"PSTRESS">     0.0', '"PSTRESS">     10.0')
+    (atoms,) = vasprun_reader.read(text.encode())
+    assert same(atoms, RUN[0])
+    work = 10 * 0.000624150913 * RUN[0].get_volume()  # eV
+    energy = RUN[0].calc.results["free_energy"]
+    cycles, mark, labels = text.partition('name="stress"')
+    for share, found in ((1, True), (0.5, False)):
+        printed = labels.replace(f"{energy:16.8f}", f"{energy + share * work:16.8f}")
+        assert printed != labels
+        (frame,) = vasprun_reader.read(f"{cycles}{mark}{printed}".encode())
+        assert same(frame, RUN[0]) if found else "cannot be told apart" in frame
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_we_do_not_need_costs_nothing(name):
+    text = WRITERS[name](RUN)
+    if name == "OUTCAR":
+        broken = re.sub(r"in kB .*", "in kB  **** **** 1.0", text, count=1)
+    else:
+        broken = re.sub(r'(name="stress" >\n).*\n', r"\1    <v> *** 1.0 1.0 </v>\n", text, count=1).replace(
+            "<r>  1.0", "<r> *&< "
+        )
+    read = list(READERS[name](broken.encode()))
+    assert all(same(a, b) for a, b in zip(read, RUN, strict=True))
+    assert ["stress" in atoms.calc.results for atoms in read] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_killed_job_gives_its_whole_steps_and_names_the_last(name):
+    text = WRITERS[name](RUN)
+    *read, reason = READERS[name](text[: text.rindex("TOTEN" if name == "OUTCAR" else "<energy>")].encode())
+    assert all(same(a, b) for a, b in zip(read, RUN[:3], strict=True))
+    assert reason.endswith(("printed for this step", "within this step, before an energy", "file ends within it"))
+
+
+def test_the_other_output_is_read_if_the_first_cannot_be(tmp_path):
+    (tmp_path / "OUTCAR").write_text(outcar(RUN))
+    (tmp_path / "vasprun.xml").write_text(vasprun(RUN[:2]))
+    assert len(read(tmp_path)) == 2
+    for useless in ("", "<modeling>", vasprun(RUN)[:1500], "\x00" * 99):
+        (tmp_path / "vasprun.xml").write_text(useless)
+        assert all(same(a, b) for a, b in zip(read(tmp_path), RUN, strict=True))
+    (tmp_path / "OUTCAR").write_text("")
+    assert all(isinstance(reason, str) and reason for reason in read(tmp_path))
+
+
+@pytest.mark.parametrize("packed", [gzip, bz2, lzma])
+@pytest.mark.parametrize("name", WRITERS)
+def test_compressed_files_are_read_also_when_they_are_cut(tmp_path, packed, name):
+    content = packed.compress(WRITERS[name](frames(40)).encode())
+    path = tmp_path / f"{name}.{'gz' if packed is gzip else 'bz2' if packed is bz2 else 'xz'}"
+    path.write_bytes(content)
+    assert len(read(path)) == 40
+    path.write_bytes(content[: len(content) // 2])
+    assert all(isinstance(frame, str) or any(same(frame, other) for other in frames(40)) for frame in read(path))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_file_gives_frames_that_are_in_it_or_reasons(name, data):
+    read = list(READERS[name](data.draw(damaged(WRITERS[name](RUN))).encode("utf-8")))
+    assert read
+    kept = [frame.atoms if isinstance(frame, Unconverged) else frame for frame in read if not isinstance(frame, str)]
+    # Of a single step without dispersion vasprun.xml does not tell whether its energy is that of its electrons.
+    assert (name == "vasprun.xml" and len(kept) == 1) or all(any(same(atoms, other) for other in RUN) for atoms in kept)
+    assert all(reason and "Error" not in reason for reason in read if isinstance(reason, str))
+
+
+def test_elements_are_known_by_their_potentials():
+    text = vasprun(RUN).replace("<c>Si </c>", "<c>r  </c>").replace("PAW_PBE Si 05Jan2001", "PAW_PBE Zr_sv 04Jan2005")
+    assert all(str(atoms.symbols) == "Zr2" for atoms in vasprun_reader.read(text.encode()))
+    text = outcar(RUN).replace("Si", "Xx")
+    assert all("elements" in reason for reason in outcar_reader.read(text.encode()))
+
+
+def runs():
+    return sorted((path.parent.name, path) for path in beside("vasp-si-rss").glob("*/outputs"))
+
+
+def test_both_outputs_of_real_runs_say_the_same():
+    assert len(runs()) == 22
+    for run, folder in runs():
+        (ours,) = outcar_reader.read(gzip.decompress((folder / "OUTCAR.gz").read_bytes()))
+        (theirs,) = read(folder)
+        assert same(ours, theirs, 6e-5), run
+        assert "stress" in ours.calc.results
+        assert "stress" in theirs.calc.results
+        for name in ("energy", "free_energy"):
+            assert ours.calc.results[name] == pytest.approx(theirs.calc.results[name], abs=1e-6), run
+
+
+def test_a_real_vasprun_is_what_ase_reads(tmp_path):
+    content = gzip.decompress((beside("vasp-si-rss") / "Si_bulk_1" / "outputs" / "vasprun.xml.gz").read_bytes())
+    (tmp_path / "vasprun.xml").write_bytes(content)
+    (ours,), (theirs,) = read(tmp_path / "vasprun.xml"), ase.io.read(tmp_path / "vasprun.xml", ":")
+    for name in ("energy", "free_energy", "forces", "stress"):
+        np.testing.assert_allclose(ours.calc.results[name], theirs.calc.results[name], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(ours.positions, theirs.positions, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("case", "energies"),
+    [
+        ("empty-vasprun", [-10.84, -10.83]),
+        ("outcar/ml", [-10.84, -10.83]),
+        ("outcar/bz2", [-10.84, -10.83]),
+        ("outcar/nelm", []),
+        ("vasprun/nelm", []),
+    ],
+)
+def test_hard_cases(case, energies):
+    read_ = read(beside("hard-cases") / case)
+    assert [atoms.calc.results["free_energy"] for atoms in read_ if isinstance(atoms, Atoms)] == energies
+    assert all(isinstance(frame, Unconverged) for frame in read_) or energies
