@@ -35,6 +35,7 @@ _ALIKE = {
     "forces": re.compile(r"forc|frc|grad|^f(_|$)|_f(_|$)", re.IGNORECASE),
     "stress": re.compile(r"stress|virial|^vir(_|$)|_vir(_|$)", re.IGNORECASE),
 }
+_WEIGHT = re.compile(r"^w_|weight", re.IGNORECASE)  # of a label, pacemaker's `w_energy` say
 _ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
 _SAME = 1e-5  # eV/atom, eV/Å, eV/Å^3; less is how labels are rounded
 
@@ -60,7 +61,7 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
     """
     has = {key: value for key, value in (*atoms.info.items(), *atoms.arrays.items()) if key not in _GEOMETRY}
     has |= {} if atoms.calc is None else atoms.calc.results
-    has = {key: value for key, value in has.items() if isinstance(key, str) and value is not None}
+    has = {k: value for k, value in has.items() if isinstance(k, str) and value is not None and not _WEIGHT.search(k)}
     families = _families(tuple(has))
     named = {kind: key for kind in _NAMES if (key := str(getattr(data, f"{kind}_key"))) != "auto"}
     if missing := [kind for kind, key in named.items() if key not in has and kind != "stress"]:

@@ -232,3 +232,14 @@ def test_a_single_atom_needs_no_forces():
     assert checked(atom, found, None, 5.0).forces.tolist() == [[0, 0, 0]]
     with pytest.raises(Broken, match="no forces"):
         labels(Atoms("H2", [(0, 0, 0), (0, 0, 0.74)], info={"REF_energy": -31.0}), AUTO)
+
+
+@pytest.mark.parametrize("prefix", ["w_", "weight_", "Weight_of_"])
+def test_weights_of_labels_are_no_labels(prefix):
+    """pacemaker's `w_energy` and `w_forces`, say: neither taken nor spoken of."""
+    atoms = with_sets("", prefix)
+    found = labels(atoms, AUTO)
+    assert found.found["energy"] == 1.0
+    assert found.notes == ()
+    with pytest.raises(Broken):
+        labels(with_sets(prefix), AUTO)
