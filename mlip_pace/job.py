@@ -26,7 +26,7 @@ from mlip_pace.ace import basis, core
 from mlip_pace.ace.basis import Basis, BasisFile, Section
 from mlip_pace.collect import dataset
 from mlip_pace.collect.dataset import Collected
-from mlip_pace.collect.files import InputFile, find_files
+from mlip_pace.collect.files import InputFile, digests_of, find_files
 from mlip_pace.collect.frames import load_frame
 from mlip_pace.errors import BusyError, GateError, JobError, OtherResultError, SettingsError, TimeLimitError, WorthlessError
 from mlip_pace.publish import evaluate, potential, sidecar
@@ -240,7 +240,10 @@ class Inputs:
         """Name, format and SHA-256 of each file."""
         formats = {file.name: file.format for file in self.files}
         formats |= {f"test:{file.name}": file.format for file in self.test_files or []}
-        return [{"name": name, "format": formats[name], "sha256": digest} for name, digest in self.digests.items()]
+        return [
+            {"name": name, "format": formats.get(name, "other output of a run"), "sha256": digest}
+            for name, digest in self.digests.items()
+        ]
 
     @property
     def needs_pacemaker(self) -> bool:
@@ -268,8 +271,7 @@ def inputs_of(settings: Settings) -> Inputs:
     """Find and read what the settings name. Raises `NoInputError`, `SettingsError`."""
     files = find_files(settings.data.path)
     test_files = None if settings.data.test_path is None else find_files(settings.data.test_path)
-    digests = {file.name: file.sha256() for file in files}
-    digests |= {f"test:{file.name}": file.sha256() for file in test_files or []}
+    digests = digests_of(files) | {f"test:{name}": digest for name, digest in digests_of(test_files or []).items()}
     override, start = load_override(settings.training.override), basis.to_start_from(settings.training.start)
     return Inputs(settings, files, test_files, digests, override, start)
 

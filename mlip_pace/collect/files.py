@@ -191,3 +191,10 @@ def unpacked(path: Path) -> Iterator[Path]:
 def in_one_line(error: Exception) -> str:
     """What an exception of a library says, for the audit."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def digests_of(files: list[InputFile]) -> dict[str, str]:
+    """The SHA-256 of each file, and of what is read in its place if it has no structure."""
+    digests = {file.name: file.sha256() for file in files}
+    others = [(file, file.instead) for file in files if file.instead is not None]
+    return digests | {str(Path(file.name).with_name(other.name)): sha256(other) for file, other in others}
