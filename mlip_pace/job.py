@@ -240,10 +240,8 @@ class Inputs:
         """Name, format and SHA-256 of each file."""
         formats = {file.name: file.format for file in self.files}
         formats |= {f"test:{file.name}": file.format for file in self.test_files or []}
-        return [
-            {"name": name, "format": formats.get(name, "other output of a run"), "sha256": digest}
-            for name, digest in self.digests.items()
-        ]
+        other = "in place of the one before"
+        return [{"name": n, "format": formats.get(n, other), "sha256": digest} for n, digest in self.digests.items()]
 
     @property
     def needs_pacemaker(self) -> bool:
