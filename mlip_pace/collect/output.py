@@ -88,9 +88,10 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-def _reads(quoted: str) -> Any:
+def _reads(quoted: str) -> str | None:
     try:
         read = key_val_str_to_dict(f"x=1 key={quoted} y=2")
     except (ValueError, KeyError, IndexError):
         return None
-    return read.get("key") if list(read) == ["x", "key", "y"] else None
+    value = read.get("key")
+    return value if isinstance(value, str) and list(read) == ["x", "key", "y"] else None
