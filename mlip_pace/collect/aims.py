@@ -24,7 +24,9 @@ from ase.geometry import find_mic
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.files import Frame, Unconverged
+from mlip_pace.collect.runs import runs
 
+_RUN = re.compile(r"^.*Invoking FHI-aims", re.MULTILINE)
 _FLOAT = r"([-+]?\d+\.\d+(?:[EeDd][-+]?\d+)?)"
 _THREE = rf" +{_FLOAT} +{_FLOAT} +{_FLOAT}"
 _INPUT_ATOM = re.compile(rf"^ *\| +\d+: Species +(\S+){_THREE} *$")
@@ -66,11 +68,9 @@ class _Step:
 
 def read(content: bytes) -> Iterator[Frame]:
     """The steps of all runs in the file, in their order."""
-    lines = content.decode("latin-1").splitlines()
-    starts = [n for n, line in enumerate(lines) if "Invoking FHI-aims" in line] or [0]
     said = False
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        for frame in _run(lines[start:end]):
+    for run in runs(content.decode("latin-1"), _RUN):
+        for frame in _run(run.splitlines()):
             said = True
             yield frame
     if not said:
@@ -87,6 +87,12 @@ def _run(lines: list[str]) -> Iterator[Frame]:
             one.flaw = other.flaw = f"step {one.number} is followed by {other.number}: what is between them is missing"
     if steps and steps[0].first is not None and steps[0].number != steps[0].first:
         steps[0].flaw = f"the first step is called {steps[0].number}: something is missing"
+    if any(step.number is not None and step.first is None for step in steps):  # molecular dynamics
+        for step in steps:
+            if step.after and step.number is None:
+                step.flaw = (
+                    step.flaw or "the atoms that come after it are not said to be its own: it has no number, others have"
+                )
     cell, known = None, False  # whether it is told that there is one, or none
     changes = any(g and g.cell is not None for step in steps[1:] for g in step.before)
     for n, step in enumerate(steps):

@@ -25,7 +25,9 @@ from ase.units import GPa
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.files import Frame, Unconverged
+from mlip_pace.collect.runs import runs
 
+_RUN = re.compile(r"^.*Welcome to.*CASTEP", re.MULTILINE)
 _FLOAT = r"([-+]?\d+\.\d+(?:[Ee][-+]?\d+)?)"
 _ENERGIES = {  # the better last
     "energy": re.compile(r"^Final energy(?:, E)? += *(\S+) +(\S+)"),
@@ -39,7 +41,7 @@ _ATOM = re.compile(rf"^ *x +([A-Z][a-z]?)(?::\S+)?(?: +\[[^]]*\])? +(\d+) +{_FLO
 _FORCE = re.compile(rf"^ *\* +([A-Z][a-z]?)(?::\S+)?(?: +\[[^]]*\])? +(\d+) +{_FLOAT}(\S*) +{_FLOAT}(\S*) +{_FLOAT}(\S*) +\*")
 _STRESS = re.compile(rf"^ *\* +[xyz] +{_FLOAT} +{_FLOAT} +{_FLOAT} +\*")
 _PRESSURE = re.compile(rf"^ *\* +Pressure: +{_FLOAT} +\*")
-_SCF = re.compile(rf"^ *\d+ +{_FLOAT} .*<-- SCF")
+_SCF = re.compile(rf"^ *(\d+) +{_FLOAT} .*<-- SCF")
 _ITERATION = re.compile(r"(starting|improving|finished) (?:\w+ )?iteration +(\d+)", re.IGNORECASE)
 _CONSTRAINTS = re.compile(r"Number of ionic constraints += +(\d+)")
 
@@ -61,11 +63,9 @@ class _Calculation:
 
 def read(content: bytes) -> Iterator[Frame]:
     """The calculations of all runs in the file, in their order."""
-    lines = content.decode("latin-1").splitlines()
-    starts = [n for n, line in enumerate(lines) if "Welcome to" in line and "CASTEP" in line] or [0]
     said = False
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        for frame in _run(lines[start:end]):
+    for run in runs(content.decode("latin-1"), _RUN):
+        for frame in _run(run.splitlines()):
             said = True
             yield frame
     if not said:
@@ -97,12 +97,14 @@ def _calculations(lines: list[str]) -> tuple[list[_Calculation], list[str]]:
     extra: list[str] = []
     geometries: list[Any] = []
     cells: list[Any] = []
-    last, converged, basis, flaw, iteration = None, True, False, "", 0
+    last, cycle, converged, basis, flaw, iteration = None, 0, True, False, "", 0
     continued = False
     for n, line in enumerate(lines):
         now = found[-1] if found else None
         if match := _SCF.match(line):
-            last = float(match[1])
+            if int(match[1]) != cycle + 1 and cycle:
+                flaw = f"electronic iteration {cycle} is followed by {match[1]}: something is missing or mixed in"
+            cycle, last = int(match[1]), float(match[2])
         elif "Real Lattice" in line:
             cells.append(_cell(lines[n : n + 4]))
         elif "Fractional coordinates of atoms" in line:
@@ -131,7 +133,7 @@ def _calculations(lines: list[str]) -> tuple[list[_Calculation], list[str]]:
                     found.pop()
                 now = _Calculation(len(found), geometries, cells, last=last, converged=converged, flaw=flaw)
                 found.append(now)
-                geometries, cells, last, converged, flaw = [], [], None, True, ""
+                geometries, cells, last, cycle, converged, flaw = [], [], None, 0, True, ""
             if now is None or name in now.energies or match[2] != "eV" or not re.fullmatch(_FLOAT, match[1]):
                 flaw = "an energy is no number of eV, or stands where none is expected"
                 if now is not None:

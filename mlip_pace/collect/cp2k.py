@@ -22,6 +22,7 @@ from ase.data import atomic_numbers
 from ase.units import Bohr, GPa, Hartree, Ry, bar, kcal, kJ, mol
 
 from mlip_pace.collect.files import Frame, Unconverged
+from mlip_pace.collect.runs import Unreadable, runs
 
 _REAL = r"([-+]?\d+\.\d*(?:[EeDd][-+]?\d+)?)"
 _THREE = rf" +{_REAL} +{_REAL} +{_REAL}"
@@ -57,15 +58,10 @@ class _Geometry:
     lost: str = "no coordinates are printed for this step"
 
 
-class _Unreadable(Exception):
-    """A part of the output is not what CP2K writes; says which."""
-
-
 def read_output(text: str) -> Iterator[Frame]:
     """A structure for each energy that CP2K printed; for one that is incomplete or does not fit, the reason."""
-    starts = [match.start() for match in _RUN.finditer(text)] or [0]
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
-        yield from _read_run(text[start:end])
+    for run in runs(text, _RUN):
+        yield from _read_run(run)
 
 
 def _read_run(text: str) -> Iterator[Frame]:
@@ -83,13 +79,13 @@ def _read_run(text: str) -> Iterator[Frame]:
         try:
             geometry = _moved(before, geometry, variable)
             if (not parts <= {"QS", "SIRIUS"} and len(parts) > 1) or parts & {"MIXED", "QMMM", "QMMMX", "EMBED"}:
-                raise _Unreadable(f"the energy is put together from several parts ({', '.join(sorted(parts))})")
+                raise Unreadable(f"the energy is put together from several parts ({', '.join(sorted(parts))})")
             if geometry.lost:
-                raise _Unreadable(geometry.lost)
+                raise Unreadable(geometry.lost)
             atoms = _labelled(geometry, energy, behind[: found.start()] if (found := _NEXT.search(behind)) else behind)
             reason = "the SCF did not converge" if _failed(before) else method
             yield Unconverged(atoms, f"CP2K: {reason}") if reason else atoms
-        except _Unreadable as reason:
+        except Unreadable as reason:
             yield f"CP2K: {reason}"
 
 
@@ -114,19 +110,19 @@ def _float(text: str) -> float:
     try:
         return float(text.replace("D", "E").replace("d", "e"))
     except ValueError:
-        raise _Unreadable(f"{text} is no number") from None
+        raise Unreadable(f"{text} is no number") from None
 
 
 def _unit(units: dict[str, float], name: str) -> float:
     if name.lower() not in units:
-        raise _Unreadable(f"the unit {name} is not known")
+        raise Unreadable(f"the unit {name} is not known")
     return units[name.lower()]
 
 
 def _numbers(rows: list[tuple[str, ...]]) -> Any:
     """(n, 3); a number that was cut off has fewer digits than the others."""
     if len({len(x.partition(".")[2]) for row in rows for x in row}) > 1:
-        raise _Unreadable("a table is cut off")
+        raise Unreadable("a table is cut off")
     return np.array([[_float(x) for x in row] for row in rows])
 
 
@@ -143,7 +139,7 @@ def _rows(text: str, pattern: str) -> list[tuple[str, ...]]:
 
 
 def _moved(text: str, before: _Geometry, variable: bool) -> _Geometry:
-    """The geometry after the text before an energy. Raises `_Unreadable`."""
+    """The geometry after the text before an energy. Raises `Unreadable`."""
     tables = [(match[2], _rows(text[match.end() :], _SITE)) for match in _COORDINATES.finditer(text)]
     cells = [_cell(match[0]) for match in _CELL.finditer(text)]
     pbc = before.pbc
@@ -173,12 +169,12 @@ _SITE = rf" *(\d+) +\d+ +([A-Za-z]{{1,2}}) +(\d+){_THREE} +([\d.]+) +[\d.]+"
 def _atoms(unit: str, rows: list[tuple[str, ...]], text: str) -> Atoms:
     count = re.search(r"^ +- Atoms: +(\d+) *\n", text, re.MULTILINE)
     if [int(n) for n, *_ in rows] != [n + 1 for n in range(int(count[1]) if count else max(len(rows), 1))]:
-        raise _Unreadable("the coordinates cannot be read")
+        raise Unreadable("the coordinates cannot be read")
     symbols = [symbol.title() for _, symbol, *_ in rows]
     if [atomic_numbers.get(symbol) for symbol in symbols] != [int(number) for _, _, number, *_ in rows]:
-        raise _Unreadable("the elements cannot be read")
+        raise Unreadable("the elements cannot be read")
     if any(float(charge) == 0 for *_, charge in rows):
-        raise _Unreadable("there are ghost atoms")
+        raise Unreadable("there are ghost atoms")
     return Atoms(symbols, _numbers([row[3:6] for row in rows]) * _unit(_LENGTHS, unit))
 
 
@@ -189,19 +185,19 @@ def _cell(text: str) -> Any:
     for name, line in zip("abc", lines, strict=False):
         match = re.fullmatch(rf" *CELL\| Vector {name} \[(\w+)\]:{_THREE} +\|{name}\| = +{_REAL} *", line, re.IGNORECASE)
         if not match:
-            raise _Unreadable("the cell cannot be read")
+            raise Unreadable("the cell cannot be read")
         unit = _unit(_LENGTHS, match[1])
         vectors.append([_float(x) * unit for x in match.groups()[1:4]])
         lengths.append(_float(match[5]) * unit)
     printed = np.array(vectors)
     if len(lines) != 3 or abs(np.linalg.norm(printed, axis=1) - lengths).max() > 2e-3:
-        raise _Unreadable("the cell cannot be read")
+        raise Unreadable("the cell cannot be read")
     digits = [len(x.rpartition(".")[2]) for x in re.findall(_REAL, lines[0])]
     angles = [float(x) for x in re.findall(r"^ *CELL\| Angle \(.,.\), \w+ +\[degree\]: +([\d.]+) *\n", text, re.MULTILINE)[:3]]
     if digits[-1] <= digits[0]:
         return printed
     if len(angles) < 3:
-        raise _Unreadable("the cell cannot be read")
+        raise Unreadable("the cell cannot be read")
     exact = Cell.fromcellpar([*lengths, *angles]).array
     if abs(exact - printed).max() < 1e-3:
         return exact  # as CP2K itself turns a cell that is given by lengths and angles
@@ -209,7 +205,7 @@ def _cell(text: str) -> Any:
     left, _, right = np.linalg.svd(exact.T @ printed)
     turned = exact @ left @ right
     if abs(turned - printed).max() > 2e-3:
-        raise _Unreadable("the lengths and angles are not those of the cell's vectors")
+        raise Unreadable("the lengths and angles are not those of the cell's vectors")
     return turned
 
 
@@ -220,20 +216,20 @@ def _labelled(geometry: _Geometry, energy: re.Match[str], behind: str) -> Atoms:
     # SIRIUS prints an energy without -TS and the free energy, to which the forces belong.
     value = free[1] if (free := _FREE.search(behind)) else energy[3]
     if not behind.strip():
-        raise _Unreadable("the run ended at its energy")
+        raise Unreadable("the run ended at its energy")
     labels: dict[str, Any] = {"energy": _float(value) * _unit(_ENERGIES, energy[2])}
     if not re.fullmatch(r"[-+]?\d+\.\d{6,}", value) or re.match(r" *\d+ *\n", behind):
-        raise _Unreadable("the energy is cut off")
+        raise Unreadable("the energy is cut off")
     labels["free_energy"] = labels["energy"]
     if found := _FORCES.search(behind):
         labels["forces"] = _forces(behind[found.end() :], list(bare.symbols)) * _force_unit(found[1])
     elif len(bare) > 1:
-        raise _Unreadable("no forces are printed (FORCE_EVAL/PRINT/FORCES)")
+        raise Unreadable("no forces are printed (FORCE_EVAL/PRINT/FORCES)")
     if found := _STRESS.search(behind):
         rows = _rows(behind[found.end() :], rf" *(?:STRESS\|)? +[xyzXYZ]{_THREE}")
         tensor = _numbers(rows[:3])
         if tensor.shape != (3, 3) or abs(tensor - tensor.T).max() > 1e-3 * (1 + abs(tensor).max()):
-            raise _Unreadable("the stress cannot be read")
+            raise Unreadable("the stress cannot be read")
         labels["stress"] = -tensor[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * _unit(_PRESSURES, found[1])
     atoms = Atoms(bare.numbers, bare.positions, cell=geometry.cell, pbc=geometry.pbc)
     atoms.calc = SinglePointCalculator(atoms, **labels)
@@ -245,7 +241,7 @@ def _force_unit(name: str) -> float:
     if name.lower() == "a.u.":
         return Hartree / Bohr
     if not match:
-        raise _Unreadable(f"the unit {name} is not known")
+        raise Unreadable(f"the unit {name} is not known")
     return _unit(_ENERGIES, match[1]) / _unit(_LENGTHS, match[2] or match[3])
 
 
@@ -255,11 +251,11 @@ def _forces(text: str, symbols: list[str]) -> Any:
     if not rows:
         rows = [(n, "", *xyz) for n, *xyz in _rows(text, rf" *FORCES\| +(\d+){_THREE} +[\d.E+-]+")]
     if [int(n) for n, *_ in rows] != [n + 1 for n in range(len(symbols))]:
-        raise _Unreadable(f"the forces cannot be read: {len(symbols)} are expected")
+        raise Unreadable(f"the forces cannot be read: {len(symbols)} are expected")
     if any(symbol and symbol.title() != own for (_, symbol, *_), own in zip(rows, symbols, strict=True)):
-        raise _Unreadable("the forces are those of other elements")
+        raise Unreadable("the forces are those of other elements")
     forces = _numbers([row[2:] for row in rows])
     total = re.search(rf"^ *(?:SUM OF ATOMIC FORCES|FORCES\| Sum){_THREE}", text, re.MULTILINE)
     if total and abs(forces.sum(axis=0) - [_float(x) for x in total.groups()]).max() > 1e-6 * (1 + len(symbols)):
-        raise _Unreadable("the forces do not add up to their sum")
+        raise Unreadable("the forces do not add up to their sum")
     return forces

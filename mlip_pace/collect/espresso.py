@@ -20,6 +20,7 @@ from ase.data import atomic_numbers
 from ase.units import Bohr, Ry
 
 from mlip_pace.collect.files import Frame, Unconverged
+from mlip_pace.collect.runs import Unreadable, runs
 
 _REAL = r"([-+]?\d*\.\d+(?:[EeDd][-+]?\d+)?)"
 _THREE = rf" *{_REAL} *{_REAL} *{_REAL}"  # f14.8 leaves no space before -100.12345678
@@ -46,15 +47,10 @@ class _Run:
     potentiostat: bool  # the number of electrons follows an electrode potential
 
 
-class _Unreadable(Exception):
-    """A part of the output is not what pw.x writes; says which."""
-
-
 def read_output(text: str) -> Iterator[Frame]:
     """A structure for each set of coordinates that has an SCF; for one that is incomplete or does not fit, the reason."""
-    starts = [match.start() for match in _RUN.finditer(text)] or [0]
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
-        yield from _read_run(text[start:end])
+    for run in runs(text, _RUN):
+        yield from _read_run(run)
 
 
 def _read_run(text: str) -> Iterator[Frame]:
@@ -64,7 +60,7 @@ def _read_run(text: str) -> Iterator[Frame]:
     try:
         run = _header(pieces[0])
         cell = _axes(pieces[0], run)
-    except _Unreadable as reason:
+    except Unreadable as reason:
         yield f"pw.x: {reason}"
         return
     atoms, lost = _first(pieces[0], cell, run)
@@ -79,11 +75,11 @@ def _read_run(text: str) -> Iterator[Frame]:
                 new, lost = _cell(piece, run.alat), "a new cell has no positions"
             elif piece.startswith("ATOMIC_POSITIONS"):
                 if new is None and variable:
-                    raise _Unreadable("the cell of these positions is not printed")
+                    raise Unreadable("the cell of these positions is not printed")
                 cell, new, lost = cell if new is None else new, None, ""
                 atoms = _moved(piece, atoms, cell, run)
             frame = _frame(piece, atoms, run)
-        except _Unreadable as reason:
+        except Unreadable as reason:
             if _COORDINATES.match(piece):
                 new, lost = None, str(reason)
             frame = f"pw.x: {reason}"
@@ -108,7 +104,7 @@ def _cell_varies(text: str, begin: int) -> bool:
 def _number(text: str, pattern: str, what: str) -> float:
     match = re.search(pattern + rf" *{_REAL}(?=\s)", text)
     if not match:
-        raise _Unreadable(f"{what} cannot be read")
+        raise Unreadable(f"{what} cannot be read")
     return _float(match[1])
 
 
@@ -122,7 +118,7 @@ def _rows(text: str, pattern: str, count: int, what: str) -> list[tuple[str, ...
     matches = [re.fullmatch(pattern + r"\s*\n", line) for line in lines]
     rows = [match.groups() for match in matches if match]
     if len(rows) < count or len({len(x.partition(".")[2]) for row in rows for x in row[-3:]}) > 1:
-        raise _Unreadable(f"{what} cannot be read: {count} lines are expected")
+        raise Unreadable(f"{what} cannot be read: {count} lines are expected")
     return rows
 
 
@@ -130,10 +126,10 @@ def _header(text: str) -> _Run:
     alat = _number(text, r"lattice parameter \((?:alat|a_0)\) +=", "the lattice parameter")
     precise = _number(text, r"celldm\(1\)=", "the lattice parameter")
     if abs(alat - precise) > 1e-4:
-        raise _Unreadable("the lattice parameter cannot be read")
+        raise Unreadable("the lattice parameter cannot be read")
     count = re.search(r"number of atoms/cell +=\s*(\d+)", text)
     if not count:
-        raise _Unreadable("the number of atoms cannot be read")
+        raise Unreadable("the number of atoms cannot be read")
     # RISM has other thresholds; the one of the SCF follows the cutoffs.
     after = r"charge density cutoff .*\n(?: *cutoff for Fock .*\n)?"
     threshold = re.search(after + rf" *(?:scf )?convergence threshold += +{_REAL}", text)
@@ -151,11 +147,11 @@ def _axes(text: str, run: _Run) -> Any:
     """The cell that the run begins with, in Å."""
     axes = re.search("crystal axes:.*\n" + "".join(rf" *a\({i}\) = \({_THREE} \) *\n" for i in (1, 2, 3)), text)
     if not axes:
-        raise _Unreadable("the cell cannot be read")
+        raise Unreadable("the cell cannot be read")
     cell = np.array([_float(x) for x in axes.groups()]).reshape(3, 3) * run.alat
     volume = _number(text, r"unit-cell volume +=", "the volume") * Bohr**3
     if abs(abs(np.linalg.det(cell)) - volume) > _VOLUME * volume:
-        raise _Unreadable("the volume is not that of the cell")
+        raise Unreadable("the volume is not that of the cell")
     return cell
 
 
@@ -166,7 +162,7 @@ def _first(text: str, cell: Any, run: _Run) -> tuple[Atoms, str]:
     row = rf" *[\d*]+ +(\S+) +tau\( *[\d*]+\) = \({_THREE} +\)"
     try:
         if len(tables) > 1:
-            raise _Unreadable("the first positions are not the only ones")
+            raise Unreadable("the first positions are not the only ones")
         rows = _rows(text[tables[0] :] if tables else "", row, run.count, "the first positions")
         symbols = [_element(label, run) for label, *_ in rows]
         positions = np.array([[_float(x) for x in xyz] for _, *xyz in rows]) * run.alat
@@ -175,8 +171,8 @@ def _first(text: str, cell: Any, run: _Run) -> tuple[Atoms, str]:
                 [[_float(x) for x in xyz] for _, *xyz in _rows(text[again.end() :], row, run.count, "positions")]
             )
             if abs(crystal @ cell - positions).max() > 1e-4:
-                raise _Unreadable("the first positions are not those of the cell")
-    except _Unreadable as reason:
+                raise Unreadable("the first positions are not those of the cell")
+    except Unreadable as reason:
         return Atoms(), str(reason)
     atoms = Atoms(symbols, positions, cell=cell, pbc=True)
     atoms.info[_LABELS] = [label for label, *_ in rows]
@@ -189,14 +185,14 @@ def _element(label: str, run: _Run) -> str:
     for one in (run.pseudopotentials.get(label, "").title(), letters[:2].title(), letters[:1].title()):
         if one != "X" and one in atomic_numbers:
             return one
-    raise _Unreadable(f"the species {label} is no chemical element")
+    raise Unreadable(f"the species {label} is no chemical element")
 
 
 def _cell(piece: str, alat: float) -> Any:
     """The three vectors in Å."""
     match = re.match(rf"CELL_PARAMETERS *\((alat|bohr|angstrom)(?:= *{_REAL})?\) *\n", piece)
     if not match:
-        raise _Unreadable("the unit of a cell cannot be read")
+        raise Unreadable("the unit of a cell cannot be read")
     rows = _rows(piece[match.end() :], _THREE, 3, "a cell")
     unit = {"alat": _float(match[2]) * Bohr if match[2] else alat, "bohr": Bohr, "angstrom": 1.0}[match[1]]
     return np.array([[_float(x) for x in row] for row in rows]) * unit
@@ -206,11 +202,11 @@ def _moved(piece: str, before: Atoms, cell: Any, run: _Run) -> Atoms:
     """The atoms at the positions that the piece begins with: those of `before`, if it is known, in the same order."""
     match = re.match(r"ATOMIC_POSITIONS *\((alat|bohr|angstrom|crystal)\) *\n", piece)
     if not match:
-        raise _Unreadable("the unit of positions cannot be read")
+        raise Unreadable("the unit of positions cannot be read")
     rows = _rows(piece[match.end() :], rf" *(\S+){_THREE}(?:(?: +[01]){{3}})?", run.count, "positions")
     labels = [label for label, *_ in rows]
     if before and labels != before.info[_LABELS]:
-        raise _Unreadable("positions are not those of the same atoms")
+        raise Unreadable("positions are not those of the same atoms")
     atoms = Atoms([_element(label, run) for label in labels], cell=cell, pbc=True)
     atoms.info[_LABELS] = labels
     numbers = np.array([[_float(x) for x in xyz] for _, *xyz in rows])
@@ -235,20 +231,20 @@ def _frame(piece: str, atoms: Atoms, run: _Run) -> Frame | None:
     if failed and not final:
         final = [(at, value) for at, _, value in energies[-1:]]
     if len(final) > 1 or len(forces) > 1:
-        raise _Unreadable("there is more than one result for the same coordinates")
+        raise Unreadable("there is more than one result for the same coordinates")
     if not final:
-        raise _Unreadable("the run ended within the SCF")
+        raise Unreadable("the run ended within the SCF")
     _whole(piece, hybrid)
     at, energy = final[0]
     if not re.fullmatch(rf" *{_REAL} *", energy):
-        raise _Unreadable("the energy cannot be read")
+        raise Unreadable("the energy cannot be read")
     labels: dict[str, Any] = {"energy": _float(energy) * Ry, "free_energy": _float(energy) * Ry}
     if forces:
         if forces[0] < at:
-            raise _Unreadable("the forces come before the energy")
+            raise Unreadable("the forces come before the energy")
         labels["forces"] = _forces(piece[forces[0] :], atoms) * Ry / Bohr
     elif len(atoms) > 1 and not failed:
-        raise _Unreadable("no forces are printed (tprnfor = .true.)")
+        raise Unreadable("no forces are printed (tprnfor = .true.)")
     stress = _stress(piece[at:])
     if stress is not None:
         labels["stress"] = stress
@@ -276,16 +272,16 @@ def _converged(piece: str) -> list[tuple[int, str]]:
 
 
 def _whole(piece: str, hybrid: bool) -> None:
-    """Raises `_Unreadable` if iterations are missing, as in files of which a part is lost."""
+    """Raises `Unreadable` if iterations are missing, as in files of which a part is lost."""
     for cycle in piece.split("Self-consistent Calculation")[1:]:
         numbers = [int(n) for n in re.findall(r"^ *iteration # *(\d+) ", cycle, re.MULTILINE)]
         end = cycle.partition("End of self-consistent calculation")[2]
         last = re.search(r"convergence has been achieved in +(\d+) iterations", end)
         if numbers != list(range(numbers[0], numbers[0] + len(numbers)) if numbers else []):
-            raise _Unreadable("iterations of the SCF are missing")
+            raise Unreadable("iterations of the SCF are missing")
         # Where the magnetization is constrained, the last one is counted and not printed.
         if last and numbers and not hybrid and int(last[1]) not in (numbers[-1], numbers[-1] + 1):
-            raise _Unreadable("iterations of the SCF are missing")
+            raise Unreadable("iterations of the SCF are missing")
 
 
 def _forces(text: str, atoms: Atoms) -> Any:
@@ -293,12 +289,12 @@ def _forces(text: str, atoms: Atoms) -> Any:
     row = rf" *atom +([\d*]+) +type +[\d*]+ +force = {_THREE}"
     rows = _rows(text[max(text.find("     atom "), 0) :], row, len(atoms), "the forces")  # notes may come before them
     if [n for n, *_ in rows if "*" not in n] != [str(n + 1) for n in range(len(atoms)) if "*" not in rows[n][0]]:
-        raise _Unreadable("the forces are not in the order of the atoms")
+        raise Unreadable("the forces are not in the order of the atoms")
     forces = np.array([[_float(x) for x in xyz] for _, *xyz in rows])
     # Those on atoms that the user holds fixed are printed, but do not count for the total.
     total = re.search(rf"Total force = *{_REAL}", text)
     if total and _float(total[1]) > np.linalg.norm(forces) * (1 + _FORCE) + _FORCE:
-        raise _Unreadable("the forces do not add up to the total force")
+        raise Unreadable("the forces do not add up to the total force")
     return forces
 
 
@@ -310,11 +306,11 @@ def _stress(text: str) -> Any:
     if not found:
         if re.search(r"stress.*not (?:yet )?(?:implemented|available)", text, re.IGNORECASE):
             return None
-        raise _Unreadable("the stress cannot be read")
+        raise Unreadable("the stress cannot be read")
     rows = _rows(found[2], _THREE + r"(?:\s*(?:[-\d.]+|\*+)){3}", 3, "the stress")
     tensor = np.array([[_float(x) for x in row] for row in rows])
     if not tensor[2].any() and tensor.any():
         return None
     if abs(tensor - tensor.T).max() > 2e-7 + 1e-4 * abs(tensor).max():
-        raise _Unreadable("the stress is not symmetric")
+        raise Unreadable("the stress is not symmetric")
     return -tensor[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] * Ry / Bohr**3

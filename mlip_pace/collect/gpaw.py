@@ -16,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_numbers
 
 from mlip_pace.collect.files import Frame, Unconverged
+from mlip_pace.collect.runs import Unreadable, runs
 
 _REAL = r"([-+]?\d+\.\d+)"
 _THREE = rf" +{_REAL} +{_REAL} +{_REAL}"
@@ -30,15 +31,10 @@ _STRESS = re.compile(r"^stress tensor:(?: *| \[ +# eV/Ang\^3 *)\n", _FLAGS)
 _VDW = re.compile(r"^vdW correction: *(\S+) *\n", re.MULTILINE)
 
 
-class _Unreadable(Exception):
-    """A part of the output is not what GPAW writes; says which."""
-
-
 def read_output(text: str) -> Iterator[Frame]:
     """A structure for each set of positions; for one that is incomplete or does not fit, the reason."""
-    starts = [match.start() for match in _RUN.finditer(text)] or [0]
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
-        yield from _read_run(text[start:end])
+    for run in runs(text, _RUN):
+        yield from _read_run(run)
 
 
 def _read_run(text: str) -> Iterator[Frame]:
@@ -57,7 +53,7 @@ def _read_run(text: str) -> Iterator[Frame]:
                 cell = _NO_CELL
                 cell = _cell(piece[found.end() :])
             yield _frame(piece, *cell)
-        except _Unreadable as reason:
+        except Unreadable as reason:
             yield f"GPAW: {reason}"
 
 
@@ -78,7 +74,7 @@ def _rows(text: str, pattern: str, count: int | None = None) -> list[tuple[str, 
 def _numbers(rows: list[tuple[str, ...]]) -> Any:
     """(n, 3); a number that was cut off has fewer digits than the others."""
     if len({len(x.partition(".")[2]) for row in rows for x in row}) > 1:
-        raise _Unreadable("a table is cut off")
+        raise Unreadable("a table is cut off")
     return np.array([[float(x) for x in row] for row in rows])
 
 
@@ -86,7 +82,7 @@ def _cell(text: str) -> tuple[Any, list[bool]]:
     """The vectors in Å, and whether each of them is periodic."""
     rows = _rows(text, rf" *(\d)\. axis: +(yes|no){_THREE} +\d+ +[\d.]+", 3)
     if [n for n, *_ in rows] != ["1", "2", "3"]:
-        raise _Unreadable("the cell cannot be read")
+        raise Unreadable("the cell cannot be read")
     return _numbers([row[2:] for row in rows]), [periodic == "yes" for _, periodic, *_ in rows]
 
 
@@ -94,22 +90,22 @@ def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
     rows = _rows(piece.partition("\n")[2], rf" *(\d+) +(\S+){_THREE}(?: +\([^()]*\))?")
     after = piece.splitlines()[len(rows) + 1 : len(rows) + 2]
     if not rows or [int(n) for n, *_ in rows] != list(range(len(rows))) or any(line.strip() for line in after):
-        raise _Unreadable("the positions cannot be read")
+        raise Unreadable("the positions cannot be read")
     symbols = [symbol.title() for _, symbol, *_ in rows]
     if unknown := sorted({symbol for symbol in symbols if symbol not in atomic_numbers or symbol == "X"}):
-        raise _Unreadable(f"{', '.join(unknown)}: no chemical element")
+        raise Unreadable(f"{', '.join(unknown)}: no chemical element")
     if cell is None:
-        raise _Unreadable("no cell is printed for these positions")
+        raise Unreadable("no cell is printed for these positions")
     energies = list(_FREE.finditer(piece))
     if "Did not converge" in piece:
-        raise _Unreadable("the SCF did not converge")
+        raise Unreadable("the SCF did not converge")
     if not energies:
-        raise _Unreadable("the run ended within the SCF")
+        raise Unreadable("the run ended within the SCF")
     _whole(piece[: energies[0].start()])
     if "Legendre-transformed energies" in piece:
-        raise _Unreadable("the number of electrons follows an electrode potential")
+        raise Unreadable("the number of electrons follows an electrode potential")
     if len(energies) > 1:
-        raise _Unreadable("there is more than one energy for the same positions")
+        raise Unreadable("there is more than one energy for the same positions")
     results = piece[energies[0].end() :]
     labels: dict[str, Any] = {"energy": _float(energies[0][1])}
     vdw = _VDW.search(results)
@@ -119,11 +115,11 @@ def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
     labels["free_energy"] = labels["energy"]
     forces = [match.end() for match in _FORCES.finditer(results)]
     if len(forces) > 1:
-        raise _Unreadable("there is more than one set of forces for the same positions")
+        raise Unreadable("there is more than one set of forces for the same positions")
     if forces:
         labels["forces"] = _forces(results[forces[0] :], symbols)
     elif len(symbols) > 1:
-        raise _Unreadable("no forces are printed")
+        raise Unreadable("no forces are printed")
     if (found := _STRESS.search(results)) and not vdw:
         labels["stress"] = _stress(results[found.end() :])
     atoms = Atoms(symbols, _numbers([row[2:5] for row in rows]), cell=cell, pbc=pbc)
@@ -134,16 +130,16 @@ def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
 
 
 def _whole(scf: str) -> None:
-    """Raises `_Unreadable` if iterations are missing, as in files of which a part is lost."""
+    """Raises `Unreadable` if iterations are missing, as in files of which a part is lost."""
     numbers = [int(n) for n in re.findall(r"^[# ]*iter: +(\d+) ", scf, re.MULTILINE)]
     last = re.search(r"^(?:Converged after|SCF steps:|scf_steps:) +(\d+)", scf, _FLAGS)
     if numbers != list(range(1, len(numbers) + 1)) or (last and numbers and int(last[1]) != numbers[-1]):
-        raise _Unreadable("iterations of the SCF are missing")
+        raise Unreadable("iterations of the SCF are missing")
 
 
 def _float(text: str) -> float:
     if not re.fullmatch(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?", text):
-        raise _Unreadable(f"{text} is no energy")
+        raise Unreadable(f"{text} is no energy")
     return float(text)
 
 
@@ -152,7 +148,7 @@ def _forces(text: str, symbols: list[str]) -> Any:
     rows = _rows(text, rf" *(\d+) +(\S+){_THREE}")
     rows = rows or [(n, symbol, *xyz) for *xyz, symbol, n in _rows(text, _LIST + r" +# (\S+) +(\d+)")]
     if [(int(n), symbol.title()) for n, symbol, *_ in rows] != list(enumerate(symbols)):
-        raise _Unreadable(f"the forces cannot be read: {len(symbols)} are expected")
+        raise Unreadable(f"the forces cannot be read: {len(symbols)} are expected")
     return _numbers([row[2:] for row in rows])
 
 
@@ -161,7 +157,7 @@ def _stress(text: str) -> Any:
     rows = _rows(text, _THREE, 3) or _rows(text, _LIST, 3)
     tensor = _numbers(rows)
     if tensor.shape != (3, 3) or abs(tensor - tensor.T).max() > 1e-5 + 1e-3 * abs(tensor).max():
-        raise _Unreadable("the stress cannot be read")
+        raise Unreadable("the stress cannot be read")
     return tensor[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
 
 

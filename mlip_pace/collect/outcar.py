@@ -220,7 +220,7 @@ def _symbols(head: list[str]) -> list[str]:
         potentials = potentials[: len(counts)]
     lists = [names for names in (*after.values(), potentials) if len(names) == len(counts)]
     elements = {tuple(vasp.element(name, name) for name in names) for names in lists}
-    if len(elements) != 1 or not all(kinds := elements.pop()):
+    if not all(map(str.isdigit, counts)) or len(elements) != 1 or not all(kinds := elements.pop()):
         return []
     return [kind for kind, number in zip(kinds, counts, strict=True) for _ in range(int(number))]
 

@@ -50,10 +50,10 @@ class Labels:
 
 def element(symbol: str, potential: str = "") -> str:
     """The element of a symbol, or of the name of a potential (`PAW_PBE Zr_sv 04Jan2005`); some versions cut symbols off."""
-    for word in (*re.sub(r"^\s*(PAW|US|NC)\w*\s", "", potential).split()[:1], symbol):
-        match = re.match(r"[A-Z][a-z]?", word.strip())
-        if match and match[0] in atomic_numbers and match[0] != "X":
-            return match[0]
+    for word in (*re.sub(r"^\s*(PAW|US|NC)\w*\s+", "", potential).split()[:1], symbol):
+        match = re.match(r"([A-Z][a-z]?)([_.:\d\s].*)?$", word.strip())
+        if match and match[1] in atomic_numbers and match[1] != "X":
+            return match[1]
     return ""
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from written import damaged, frames, outcar, vasprun
 
 from mlip_pace.collect import outcar as outcar_reader
+from mlip_pace.collect import vasp
 from mlip_pace.collect import vasprun as vasprun_reader
 from mlip_pace.collect.consistency import contradiction
 from mlip_pace.collect.extxyz import Piece
@@ -153,7 +154,7 @@ def test_compressed_files_are_read_also_when_they_are_cut(tmp_path, packed, name
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_file_gives_frames_that_are_in_it_or_reasons(name, data):
     read = list(READERS[name](data.draw(damaged(WRITERS[name](RUN))).encode("utf-8")))
@@ -210,3 +211,16 @@ def test_hard_cases(case, energies):
     read_ = read(beside("hard-cases") / case)
     assert [atoms.calc.results["free_energy"] for atoms in read_ if isinstance(atoms, Atoms)] == energies
     assert all(isinstance(frame, Unconverged) for frame in read_) or energies
+
+
+@pytest.mark.parametrize(
+    ("symbol", "potential", "element"),
+    [
+        ("Si", "PAW_PBE Si 05Jan2001", "Si"), ("r ", "PAW_PBE Zr_sv 04Jan2005", "Zr"), ("H ", "PAW_PBE H.5 06Feb2004", "H"),
+        ("Si", "PAW_PBE#Si 05Jan2001", "Si"), ("S*", "PAW_PBE#Si", ""), ("", "US Ga_d", "Ga"), ("", "PAW_PBE", ""),
+        ("O ", "", "O"), ("", "PAW Fe_pv_new 01Jan", "Fe"), ("", "C_h_nr", "C"), ("r ", "", ""),
+    ],
+)  # fmt: skip
+def test_an_element_is_never_read_from_the_name_of_a_kind_of_potential(symbol, potential, element):
+    """Phosphorus from PAW, uranium from US, nitrogen from NC."""
+    assert vasp.element(symbol, potential) == element
