@@ -256,3 +256,13 @@ def test_the_virial_to_fit_is_that_of_the_rest_and_none_without_a_cell():
     np.testing.assert_allclose(target.virial[0], expected)
     assert target.virial[1] is None
     assert target.virial[2] is None
+
+
+@pytest.mark.parametrize(("outer", "said"), [("auto", False), (3.2, True)])
+def test_a_reference_that_acts_at_bonds_is_warned_of(al_mg, outer, said):
+    """Al and Mg have bonds of 2.8 to 3.2 Å; by itself the reference ends below them."""
+    rows = [{"ase_atoms": a, "energy_dft": a.get_potential_energy(), "forces_dft": a.get_forces()} for a in al_mg[2:40]]
+    frames = pd.DataFrame(rows).assign(energy_atoms=0.0, split="train", source="x")
+    _, subtracted = reference.subtracted_from(frames, ReferenceSettings(outer=outer), 5.0)
+    assert (subtracted.at_bonds > 0.1) == said
+    assert any("at bond lengths" in warning for warning in subtracted.warnings) == said
