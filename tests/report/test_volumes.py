@@ -57,8 +57,9 @@ def test_a_series_is_what_differs_in_volume_alone():
     series = [lattice.copy() for _ in range(6)]
     for n, atoms in enumerate(series):
         atoms.set_cell(atoms.cell * (0.95 + 0.02 * n), scale_atoms=True)
-        atoms.positions += [0.3, 0.0, -0.2]  # the same crystal elsewhere in its cell
-        atoms.wrap()
+        atoms.positions += [0.0, 0.3, -0.2]  # the same crystal elsewhere in its cell
+        atoms.positions[1, 0] += (-1) ** n * 1e-6  # so that this atom is now on one side of the cell, now on the other
+        atoms.wrap(eps=0)
     moved, strained, alone = (lattice.copy() for _ in range(3))
     moved.positions[1] += [0.1, 0.0, 0.0]
     strained.set_cell(strained.cell * [1.1, 1.0, 1.0], scale_atoms=True)
