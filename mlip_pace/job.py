@@ -46,7 +46,7 @@ from mlip_pace.train.override import load_override, merged
 T = TypeVar("T")
 
 # The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, SELECT, TRAIN, EVALUATE = 1, 1, 1, 1, 1
+COLLECT, SUBTRACT, SELECT, TRAIN, EVALUATE = 1, 1, 2, 2, 2
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -87,18 +87,20 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
         built = inputs.basis(collected.elements, shortest)
         selected = stage(stages.select, Selected, lambda folder: selection.select(
-            folder, _frame(stages.subtract, "target"), built, settings.selection, compute.threads))  # fmt: skip
+            folder, _frame(stages.subtract, "target"), built, settings.selection, compute.threads,
+            settings.training.max_epochs))  # fmt: skip
         _say_selected(journal, selected)
 
         compute = replace(compute, deadline=_deadline(settings, begin))
         chosen = selection.chosen_in(stages.select.folder)
         trained = stage(stages.train, Trained, lambda folder: fit.fit(folder, fit.Task(
-            _frame(stages.subtract, "target"), chosen, built, subtracted.reference, shortest, collected.e0),
+            _frame(stages.subtract, "target"), chosen, settings.selection.max_structures is not None, built,
+            subtracted.reference, shortest, collected.e0),
             settings.training, inputs.override, compute))  # fmt: skip
         _say_trained(journal, trained)
 
         scored = stages.evaluate if trained.complete else _so_far(stages.evaluate, trained)
-        published_as = evaluate.Published(stages.train.result / "potential.yace", subtracted.reference, list(chosen))
+        published_as = evaluate.Published(stages.train.result / "potential.yace", subtracted.reference, trained.of(chosen))
         scores = stage(scored, evaluate.Scores, lambda folder: evaluate.score(
             folder, _frame(stages.subtract, "target"), published_as, settings.evaluate, compute.threads))  # fmt: skip
         say_warnings(journal, scores.warnings)
@@ -231,7 +233,7 @@ class Inputs:
         of_basis = {**choice, **group["basis"], "override": self.override.get("potential")}
         collect = plan(work, "1-collect", COLLECT, {**group["data"], **common}, files=self.digests)
         subtract = plan(work, "2-subtract", SUBTRACT, group["reference"], collect)
-        select = plan(work, "3-select", SELECT, of_basis, subtract)
+        select = plan(work, "3-select", SELECT, of_basis, subtract, reach=int(settings.training.max_epochs > 0))
         train = plan(work, "4-train", TRAIN, {**training, "override": override}, select, reach=settings.training.max_epochs)
         score = plan(work, "5-evaluate", EVALUATE, settings.evaluate.model_dump(mode="json"), train)
         return Stages(collect, subtract, select, train, score)

@@ -37,11 +37,11 @@ def write(target: Path, structures: Sequence[Atoms], on: Basis, workers: int) ->
     """
     expansion = basis.expansion(on)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        rows, _ = projections.on_disk(Path(folder), structures, expansion, workers, np.float64)
+        rows = projections.on_disk(Path(folder), structures, expansion, workers, np.float64)
         for symbol, count in zip(expansion.elements, expansion.counts, strict=True):
-            if symbol not in rows or len(rows[symbol]) < count:
-                raise ValueError(f"{count} functions of {symbol}, but {len(rows.get(symbol, []))} atoms")
-        inverses = {symbol: np.linalg.pinv(of_largest_volume(block)) for symbol, block in rows.items()}
+            if (atoms := len(rows.structure.get(symbol, []))) < count:
+                raise ValueError(f"{count} functions of {symbol}, but {atoms} atoms")
+        inverses = {symbol: np.linalg.pinv(of_largest_volume(rows.mapped(symbol))) for symbol in rows.files}
     part = target.with_name(f".{target.name}.part")
     with part.open("wb") as file:
         np.savez(file, **inverses)  # type: ignore[arg-type]

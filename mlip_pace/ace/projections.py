@@ -1,9 +1,10 @@
-"""The basis functions of every atom of many structures, in files that are mapped into memory: more than memory holds."""
+"""The basis functions of every atom of many structures, in files: they may be more than memory holds."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,42 +14,77 @@ import numpy.typing as npt
 from ase import Atoms
 
 from mlip_pace.ace.expansion import Expansion
+from mlip_pace.arrays import Array, Integers
 from mlip_pace.run import pool
 
-Rows = dict[str, npt.NDArray[Any]]  # by element: (atoms, functions)
 CHUNK = 32  # structures that a worker takes at a time
+PART_BYTES = 2**25  # of rows, in double precision, that are read at a time
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The functions of the atoms of structures: of each element a file, and the structure of each of its rows, ascending."""
+
+    files: dict[str, Path]
+    structure: dict[str, Integers]
+    functions: dict[str, int]
+    precision: npt.DTypeLike
+    count: int  # structures
+
+    def __len__(self) -> int:
+        return self.count
+
+    def mapped(self, symbol: str) -> npt.NDArray[Any]:
+        """The rows of an element (atoms, functions)."""
+        shape = (len(self.structure[symbol]), self.functions[symbol])
+        return np.memmap(self.files[symbol], self.precision, "r", shape=shape)
+
+    def parts(self) -> Iterator[tuple[str, Integers, Array]]:
+        """All rows, part by part: element, the structures they are of, and the rows in double precision.
+
+        They are read, not mapped: mapped pages would count as memory.
+        """
+        for symbol, structure in self.structure.items():
+            functions = self.functions[symbol]
+            size = max(1, PART_BYTES // (8 * functions))
+            with self.files[symbol].open("rb") as file:
+                for first in range(0, len(structure), size):
+                    which = structure[first : first + size]
+                    rows = np.fromfile(file, self.precision, len(which) * functions)
+                    yield symbol, which, rows.astype(np.float64, copy=False).reshape(-1, functions)
 
 
 def on_disk(
     folder: Path, structures: Sequence[Atoms], expansion: Expansion, workers: int, precision: type[np.floating[Any]]
-) -> tuple[Rows, list[dict[str, slice]]]:  # fmt: skip
-    """The functions of all atoms of each element, in files in `folder`, and where those of each structure are in them.
-
-    Raises `OSError` if there is no space for them.
-    """
-    spans: list[dict[str, slice]] = []
-    ends: dict[str, int] = {}
-    for atoms in structures:
-        symbols = list(atoms.symbols)
-        spans.append({})
-        for symbol in sorted(set(symbols)):
-            first = ends.get(symbol, 0)
-            ends[symbol] = first + symbols.count(symbol)
-            spans[-1][symbol] = slice(first, ends[symbol])
-    rows: Rows = {}
-    for symbol, count in zip(expansion.elements, expansion.counts, strict=True):
-        if symbol in ends:
-            with (folder / symbol).open("wb") as file:  # a mapped file that finds the disk full kills whoever writes
-                os.posix_fallocate(file.fileno(), 0, ends[symbol] * count * np.dtype(precision).itemsize)
-            rows[symbol] = np.memmap(folder / symbol, precision, "r+", shape=(ends[symbol], count))
+) -> Projections:  # fmt: skip
+    """The functions of all atoms of each element, in files in `folder`. Raises `OSError` if there is no space for them."""
+    counts = dict(zip(expansion.elements, expansion.counts, strict=True))
+    of_atoms = {
+        symbol: np.repeat(np.arange(len(structures)), [int((atoms.symbols == symbol).sum()) for atoms in structures])
+        for symbol in counts
+    }
+    of_atoms = {symbol: structure for symbol, structure in of_atoms.items() if len(structure)}
+    files = {symbol: folder / symbol for symbol in of_atoms}
+    functions = {symbol: counts[symbol] for symbol in of_atoms}
+    for symbol, structure in of_atoms.items():
+        with files[symbol].open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, len(structure) * counts[symbol] * np.dtype(precision).itemsize)
     chunks = [range(n, min(n + CHUNK, len(structures))) for n in range(0, len(structures), CHUNK)]
-    for _ in pool.parallel_map(partial(_fill, rows, spans, structures, expansion), chunks, workers):
+    projections = Projections(files, of_atoms, functions, precision, len(structures))
+    for _ in pool.parallel_map(partial(_fill, projections, structures, expansion), chunks, workers):
         pass
-    return rows, spans
+    return projections
 
 
-def _fill(rows: Rows, spans: list[dict[str, slice]], structures: Sequence[Atoms], expansion: Expansion, chunk: range) -> None:
-    """Put the functions of the atoms of some structures where they belong."""
-    for n, functions in zip(chunk, expansion.functions(structures[n] for n in chunk), strict=True):
+def _fill(into: Projections, structures: Sequence[Atoms], expansion: Expansion, chunk: range) -> None:
+    """Write the functions of the atoms of some structures where they belong."""
+    blocks: dict[str, list[Array]] = {}
+    for functions in expansion.functions(structures[n] for n in chunk):
         for symbol, block in functions.items():
-            rows[symbol][spans[n][symbol]] = block
+            blocks.setdefault(symbol, []).append(block)
+    for symbol, found in blocks.items():
+        rows = np.concatenate(found).astype(into.precision)
+        first = int(np.searchsorted(into.structure[symbol], chunk.start))
+        with into.files[symbol].open("r+b") as file:
+            file.seek(first * rows.shape[1] * rows.itemsize)
+            rows.tofile(file)

@@ -80,11 +80,14 @@ def error_table(errors: dict[str, dict[str, float]]) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """What is published and judged: the `.yace`, the reference, and the sources of the structures that it was trained on."""
+    """What is published and judged: the `.yace`, the reference, and the sources of the structures that it was trained on.
+
+    None: all to train on.
+    """
 
     potential: Path
     reference: Reference
-    trained_on: Sequence[str]
+    trained_on: Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def score(
 ) -> Scores:  # fmt: skip
     """The stage: write `predictions.pckl.gzip`, and compare with DFT."""
     frame = target.join(predict(published.potential, published.reference, target, workers))
-    used = frame[SOURCE].isin(published.trained_on)
+    used = frame[SPLIT] != TEST if published.trained_on is None else frame[SOURCE].isin(published.trained_on)
     frame["subset"] = np.where(frame[SPLIT] == TEST, "test", np.where(used, "train", "left_out"))
     save_frame(frame, folder / "predictions.pckl.gzip")
     by_subset = {name: errors(rows) for name, rows in frame.groupby("subset")}

@@ -12,7 +12,7 @@ import pandas as pd
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, SOURCE
 from mlip_pace.report.figures import Layer, Panel, rounded
 from mlip_pace.report.section import Section
-from mlip_pace.selection import GRADE
+from mlip_pace.selection import GRADES, chosen_in
 from mlip_pace.train.fit import LEAST_SQUARES
 
 
@@ -60,32 +60,33 @@ def history(fitted: Path, name: str) -> pd.DataFrame:
 
 
 def selection_section(metadata: dict[str, Any], frame: pd.DataFrame, chosen: Path) -> Section:
-    """How many of each config_type were chosen to train on; the leverages and errors of the others."""
+    """How many of each config_type were chosen, and why so many; the grades and errors of the others."""
     selection = metadata["selection"]
-    text = f"{selection['chosen']} of {selection['given']} training structures were chosen ({selection['method']})."
+    text = (
+        f"{selection['chosen']} of {selection['given']} training structures were chosen ({selection['method']}: "
+        f"{selection['reason']})."
+    )
     pool = frame[frame.subset != "test"]
+    used = pool[SOURCE].isin(chosen_in(chosen))
     kinds = sorted(pool[CONFIG_TYPE].unique())
     layers = [
-        Layer("bars", label, name, [float(((pool.subset == name) & (pool[CONFIG_TYPE] == kind)).sum()) for kind in kinds])
-        for name, label in (("train", "chosen"), ("left_out", "not chosen"))
+        Layer("bars", label, name, [float((which & (pool[CONFIG_TYPE] == kind)).sum()) for kind in kinds])
+        for name, label, which in (("train", "chosen", used), ("left_out", "not chosen", ~used))
     ]
     panels = [Panel("chosen", "Chosen by config_type", "structures", "", layers, categories=kinds)] if len(kinds) <= 20 else []
-    others = pool[pool.subset == "left_out"]
-    file = chosen / "grades.json"
-    if len(others) and file.exists():
-        leverages = others[SOURCE].map(json.loads(file.read_text())).to_numpy(dtype=float)
+    others = pool[~used]
+    if len(others):
+        grades = others[SOURCE].map(json.loads((chosen / GRADES).read_text())).to_numpy(dtype=float)
         error = 1e3 * (np.abs(others.energy_pred - others[ENERGY]) / others[ATOMS].map(len)).to_numpy(dtype=float)
-        shown = np.argsort(-leverages, kind="stable")[:300]
-        names = [f"{others[SOURCE].iloc[n]}: leverage {leverages[n]:.3g}, error {error[n]:.3g} meV/atom" for n in shown]
+        shown = np.argsort(-grades, kind="stable")[:300]
+        names = [f"{others[SOURCE].iloc[n]}: grade {grades[n]:.3g}, error {error[n]:.3g} meV/atom" for n in shown]
         panels.append(
-            Panel("grades", "What was not chosen", "leverage of the worst atom", "|energy error|, meV/atom",
-                  [Layer("points", "not chosen", "left_out", rounded(leverages[shown]), rounded(error[shown]), names),
-                   Layer("mark", "limit", "warn", [GRADE])],
-                  "The 300 with the largest leverages." if len(others) > 300 else "", xscale="log")
+            Panel("grades", "What was not chosen", "grade of the worst atom", "|energy error|, meV/atom",
+                  [Layer("points", "not chosen", "left_out", rounded(grades[shown]), rounded(error[shown]), names)],
+                  "The 300 with the largest grades." if len(others) > 300 else "", xscale="log")
         )  # fmt: skip
         text += (
-            " The leverage of an atom is the variance of its energy in units of the noise of one training energy; without a "
-            f"number asked for, the choice goes on until none is above {GRADE:g}. (It is not the extrapolation grade of "
-            "potential.asi.)"
+            " The grade of an atom is the variance of its energy, in a fit to what was chosen, in units of the noise of one "
+            "training energy. (It is not the extrapolation grade of potential.asi.)"
         )
     return Section("selection", "What was chosen to train on", [text], panels)

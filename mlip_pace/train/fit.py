@@ -1,10 +1,15 @@
-"""The stage that trains: least squares, then the refinement or pacemaker, then the core, `.yace` and `.asi`."""
+"""The stage that trains: least squares, then the refinement or pacemaker, then the core, `.yace` and `.asi`.
+
+The refinement of the radial functions works on the chosen structures. The function coefficients are then fitted once more, to
+all training structures, unless a number of structures was asked for; held-out folds of them say how good that is.
+"""
 
 from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +17,24 @@ import pandas as pd
 
 from mlip_pace.ace import activeset, core
 from mlip_pace.ace.basis import Basis, BasisFile
-from mlip_pace.ace.files import convert
-from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, WEIGHT
-from mlip_pace.collect.split import TEST
+from mlip_pace.ace.files import convert, write_linear
+from mlip_pace.collect.dataset import ATOMS, GROUP, SOURCE, SPLIT, WEIGHT
+from mlip_pace.collect.split import TEST, TRAIN
 from mlip_pace.reference import Reference
 from mlip_pace.run.compute import Compute
 from mlip_pace.settings import TrainingSettings
-from mlip_pace.train import linear, radial
+from mlip_pace.train import crossvalidation, linear, radial
+from mlip_pace.train.crossvalidation import CrossValidated, Errors
 from mlip_pace.train.pacemaker import DONE, Fit, PacemakerRunner
-from mlip_pace.train.weights import resolve_kappa
 
 # Settings of TRAINING that only pacemaker's optimizers look at.
 FOR_PACEMAKER = (
     "batch_size", "l1", "l2", "early_stopping_patience", "early_stopping_gain", "display_step", "ladder_step", "ladder_type",
 )  # fmt: skip
 LEAST_SQUARES = "least-squares"  # folder of the linear start and of its refinement
+CHOSEN, ALL = "chosen", "all"
+LAST_SOLVE = 2.5  # times the first: normal equations of all folds, and a second pass for the errors of what is held out
+WITHOUT_FOLDS = 0.01  # κ where nothing can be held out
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Task:
 
     target: pd.DataFrame  # the columns of `reference.delta`
     chosen: dict[str, float]  # weights by source
+    to_chosen: bool  # whether all of the fit is to the chosen structures alone, as a user asks who asks for their number
     basis: Basis
     reference: Reference
     shortest: dict[str, float]  # Å, of every pair of elements
@@ -44,6 +53,10 @@ class Task:
         """The chosen structures, with their weights in the column `weight`."""
         train = self.target[self.target[SOURCE].isin(self.chosen)]
         return train.assign(**{WEIGHT: train[SOURCE].map(self.chosen)})
+
+    def everything(self) -> pd.DataFrame:
+        """The structures that the function coefficients are fitted to in the end."""
+        return self.train() if self.to_chosen else self.target[self.target[SPLIT] == TRAIN]
 
     def test(self) -> pd.DataFrame:
         return self.target[self.target[SPLIT] == TEST]
@@ -59,13 +72,20 @@ class Trained:
     kappa: float
     threads: int
     core: dict[str, core.Core]  # by pair of elements
-    loss: float | None = None
+    fitted_to: str = CHOSEN  # the structures of the function coefficients: those chosen, or all to train on
+    loss: float | None = None  # of the chosen structures
+    cross_validation: CrossValidated | None = None
+    kappas: dict[float, Errors] = field(default_factory=dict)  # of held-out structures, where κ was looked for
     linear_start: dict[str, float] = field(default_factory=dict)  # lambda, log_evidence
     attempts: list[dict[str, Any]] = field(default_factory=list)  # of pacemaker: PacemakerRunner.records
     pacemaker_seconds: float | None = None
     batch_size: int | None = None  # structures in a batch, of pacemaker
     device: str = "cpu"  # that the fit was computed on
     warnings: list[str] = field(default_factory=list)
+
+    def of(self, chosen: Iterable[str]) -> list[str] | None:
+        """The sources of the structures that the published coefficients were fitted to; None: all to train on."""
+        return list(chosen) if self.fitted_to == CHOSEN else None
 
 
 def starts_linear(training: TrainingSettings, from_file: bool) -> bool:
@@ -82,47 +102,80 @@ def needs_pacemaker(training: TrainingSettings, from_file: bool) -> bool:
 def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str, Any], compute: Compute) -> Trained:
     """The stage: train, settle the core, write `potential.yaml`, `.yace` and `.asi`."""
     train, test = task.train(), task.test()
-    kappa = resolve_kappa(train, training.kappa)
-    state, start, linear_start = None, None, {}
-    of_pacemaker: dict[str, Any] = {}
+    kappa, kappas = _kappa(train, training, task.basis, compute.threads)
+    training = training.model_copy(update={"kappa": kappa})
     from_file = isinstance(task.basis, BasisFile)
+    start, of_fit = None, dict[str, Any]()
     if starts_linear(training, from_file):
-        watched = linear.labelled(test, training.weighting) if len(test) else []
-        problem = radial.Problem(linear.labelled(train, training.weighting), watched, kappa, training.seed)
-        most = training.max_epochs if training.optimizer == "auto" else 0
-        state = least_squares(folder / LEAST_SQUARES, problem, task.basis, most, compute)
-        linear_start = {"lambda": state.solution.lam, "log_evidence": state.solution.log_evidence}
-        start = folder / LEAST_SQUARES / state.potential
-    if state is None or needs_pacemaker(training, from_file):
+        ours = not needs_pacemaker(training, from_file)
+        fitted, of_fit = _least_squares(folder, task, training, kappa, compute, refined=ours)
+        start = fitted.potential
+    if needs_pacemaker(training, from_file):
         runner = PacemakerRunner(folder, task.basis, training, override, compute)
         fitted = runner.train(train, test, start)
-        of_pacemaker = {
+        of_fit |= {
             "attempts": runner.records(),
             "pacemaker_seconds": runner.seconds,
             "batch_size": runner.batch_size(train),
             "device": compute.device,
         }
     else:
-        complete = bool(state.ended) or state.iteration >= training.max_epochs
-        why = state.ended or (DONE if complete else "the time limit came first")
-        fitted = Fit(folder / "potential.yaml", state.iteration, state.solution.loss, why, complete)
-        shutil.copyfile(folder / LEAST_SQUARES / state.potential, fitted.potential)
+        fitted = replace(fitted, potential=shutil.copyfile(fitted.potential, folder / "potential.yaml"))
     cores = core.settle(fitted.potential, task.reference, task.shortest)
     convert(fitted.potential, folder / "potential.yace", task.e0)
     return Trained(
-        complete=fitted.complete, iterations=fitted.iterations, stopped=fitted.stopped, kappa=kappa, threads=compute.threads,
-        core=cores, loss=fitted.loss, linear_start=linear_start,
-        warnings=_doubts(cores) + _written_active_set(fitted.potential, train, compute.threads), **of_pacemaker,
+        complete=fitted.complete, iterations=fitted.iterations, stopped=fitted.stopped, kappa=kappa, kappas=kappas,
+        threads=compute.threads, core=cores, loss=fitted.loss,
+        warnings=_doubts(cores) + _written_active_set(fitted.potential, task.everything(), compute.threads), **of_fit,
     )  # fmt: skip
 
 
-def least_squares(folder: Path, problem: radial.Problem, basis: Basis, most: int, compute: Compute) -> radial.State:
-    """The least-squares solution, with the radial functions refined (`radial.py`) in at most `most` iterations."""
-    folder.mkdir(exist_ok=True)
+def _kappa(
+    train: pd.DataFrame, training: TrainingSettings, on: Basis, workers: int
+) -> tuple[float, dict[float, Errors]]:  # fmt: skip
+    """κ as it is set, or of cross-validation, then with the errors of what was held out for each."""
+    if training.kappa != "auto":
+        return training.kappa, {}
+    labelled = linear.labelled(train, training.weighting)
+    errors = crossvalidation.choose_kappa(labelled, train[GROUP].tolist(), on, workers)
+    return (crossvalidation.best(errors) if errors else WITHOUT_FOLDS), errors
+
+
+def _least_squares(
+    folder: Path, task: Task, training: TrainingSettings, kappa: float, compute: Compute, refined: bool
+) -> tuple[Fit, dict[str, Any]]:  # fmt: skip
+    """The fit by least squares: where it is, and what `Trained` says of it. `refined`: its own refinement is to follow.
+
+    What is refined ends with a last solve, for all structures; what is not is the start of pacemaker's optimizers.
+    """
+    train, test, everything = task.train(), task.test(), task.everything()
+    watched = linear.labelled(test, training.weighting) if len(test) else []
+    problem = radial.Problem(linear.labelled(train, training.weighting), watched, kappa, training.seed)
+    place = folder / LEAST_SQUARES
+    place.mkdir(exist_ok=True)
     begin = time.monotonic()
-    state = radial.load(folder) or radial.start(folder, problem, basis, compute.threads)
-    iteration = radial.ITERATION * (time.monotonic() - begin)
-    return radial.refine(folder, problem, most, compute, longest=iteration) if most else state
+    state = radial.load(place)
+    if state is None or state.structures != len(train):
+        state = radial.start(place, problem, task.basis, compute.threads)
+    solve = time.monotonic() - begin
+    last = LAST_SOLVE * solve * sum(map(len, everything[ATOMS])) / sum(map(len, train[ATOMS]))
+    most = training.max_epochs if refined else 0
+    if most:
+        before = replace(compute, deadline=compute.deadline - last)
+        state = radial.refine(place, problem, most, before, longest=radial.ITERATION * solve)
+    of_fit: dict[str, Any] = {"linear_start": {"lambda": state.solution.lam, "log_evidence": state.solution.log_evidence}}
+    complete = bool(state.ended) or state.iteration >= most
+    why = state.ended or (DONE if complete else "the time limit came first")
+    fitted = Fit(place / state.potential, state.iteration, state.solution.loss, why, complete)
+    if not refined:
+        return fitted, of_fit
+    here, groups = BasisFile(fitted.potential), everything[GROUP].tolist()
+    labelled = linear.labelled(everything, training.weighting)
+    solution, validated = crossvalidation.validate(labelled, groups, here, kappa, compute.threads)
+    fitted = replace(fitted, potential=place / "last.yaml")
+    write_linear(fitted.potential, here, solution.coefficients)
+    of_fit |= {"cross_validation": validated, "fitted_to": CHOSEN if task.to_chosen else ALL}
+    return fitted, of_fit
 
 
 def _doubts(cores: dict[str, core.Core]) -> list[str]:

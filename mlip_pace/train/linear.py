@@ -87,27 +87,43 @@ def labelled(target: pd.DataFrame, weighting: Literal["uniform", "energy"] = "un
     return [Labelled(*row) for row in zip(*columns, strict=True)]
 
 
-def part(chunk: Sequence[Labelled], rows: Sequence[Array], targets: Sequence[Array], kappa: float) -> tuple[Integers, Normal]:
-    """The normal equations of some structures in the columns that are not zero, and which these are.
+def part(
+    chunk: Sequence[Labelled], rows: Sequence[Array], targets: Sequence[Array], kappa: float, columns: Integers | None = None
+) -> tuple[Integers, Normal]:  # fmt: skip
+    """The normal equations of some structures in `columns`, those that are not zero if none are given, and which these are.
 
     `rows` are those of energies, forces and virials; as much of them counts as the targets have.
     """
-    root = np.sqrt(np.concatenate([labelled.weights(kappa) for labelled in chunk]))
-    together = np.concatenate([row[: len(target)] for row, target in zip(rows, targets, strict=True)]) * root[:, None]
-    target = np.concatenate(targets) * root
-    columns = np.flatnonzero(together.any(axis=0))  # of the elements that are there
-    together = together[:, columns]
-    return columns, Normal(together.T @ together, together.T @ target, float(target @ target), len(target))
+    weights = np.concatenate([labelled.weights(kappa) for labelled in chunk])
+    root = np.sqrt(weights)[:, None]
+    together = np.concatenate([row[: len(target)] for row, target in zip(rows, targets, strict=True)])
+    if columns is None:
+        columns = np.flatnonzero(together.any(axis=0))  # of the elements that are there
+    together = together[:, columns] * root
+    target = np.concatenate(targets) * root[:, 0]
+    count = int(np.count_nonzero(weights))
+    return columns, Normal(together.T @ together, together.T @ target, float(target @ target), count)
+
+
+class Sum:
+    """The normal equations of all columns, to which those of some are added."""
+
+    def __init__(self, size: int) -> None:
+        self.normal = Normal(np.zeros((size, size)), np.zeros(size), 0.0, 0)
+
+    def add(self, columns: Integers, one: Normal) -> None:
+        matrix, vector = self.normal.matrix, self.normal.vector
+        matrix[np.ix_(columns, columns)] += one.matrix
+        vector[columns] += one.vector
+        self.normal = Normal(matrix, vector, self.normal.square + one.square, self.normal.rows + one.rows)
 
 
 def total(parts: Iterable[tuple[Integers, Normal]], size: int) -> Normal:
     """The normal equations of `size` columns that the parts add up to."""
-    matrix, vector, square, rows = np.zeros((size, size)), np.zeros(size), 0.0, 0
+    together = Sum(size)
     for columns, one in parts:
-        matrix[np.ix_(columns, columns)] += one.matrix
-        vector[columns] += one.vector
-        square, rows = square + one.square, rows + one.rows
-    return Normal(matrix, vector, square, rows)
+        together.add(columns, one)
+    return together.normal
 
 
 def has_stress(chunk: Sequence[Labelled]) -> bool:

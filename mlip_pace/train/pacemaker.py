@@ -30,7 +30,7 @@ from mlip_pace.run.templates import templates
 from mlip_pace.settings import SelectionSettings, TrainingSettings
 from mlip_pace.train.checkpoint import latest
 from mlip_pace.train.override import merged
-from mlip_pace.train.weights import loss_weights, resolve_kappa
+from mlip_pace.train.weights import loss_weights
 
 TEMPLATES = templates("train")
 # Atoms in a batch that keep both cores of a small machine busy without much memory (measured: docs/design.md).
@@ -234,7 +234,6 @@ class PacemakerRunner:
         text = TEMPLATES.get_template("input.yaml.j2").render(
             training=self.training.model_dump(mode="json"),
             optimizer="BFGS" if self.training.optimizer == "auto" else self.training.optimizer,
-            kappa=resolve_kappa(train, self.training.kappa),
             potential=potential,
             train_file="train.pckl.gzip",
             test_file="test.pckl.gzip" if has_test else None,

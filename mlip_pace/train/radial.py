@@ -50,6 +50,7 @@ class State:
     potential: str
     solution: Solution
     trust: float
+    structures: int  # that it was fitted to
     rows: float = ROWS_PER_COEFFICIENT
     idle: int = 0  # iterations in a row with next to no gain
     ended: str = ""  # why it came to its end
@@ -84,7 +85,7 @@ def start(folder: Path, problem: Problem, first: Basis, workers: int = 1) -> Sta
     solution = linear.fit(problem.train, first, problem.kappa, workers)
     write_linear(folder / "iteration-0.yaml", first, solution.coefficients)
     nothing = "" if len(basis.radial_coefficients(first)) else "there are no radial functions to refine"
-    state = State(0, "iteration-0.yaml", solution, TRUST, ended=nothing)
+    state = State(0, "iteration-0.yaml", solution, TRUST, len(problem.train), ended=nothing)
     state.save(folder)
     return state
 
@@ -139,8 +140,8 @@ def iterate(folder: Path, state: State, problem: Problem, workers: int) -> State
     write_linear(folder / name, moved, solution.coefficients)
     if solution.loss > (1 - GAIN) * state.solution.loss:
         ended = "the loss no longer falls" if state.idle + 1 == 2 * len(groups) else ""
-        return State(number, name, solution, state.trust, 2 * state.rows, state.idle + 1, ended)
-    return State(number, name, solution, state.trust, state.rows)
+        return State(number, name, solution, state.trust, state.structures, 2 * state.rows, state.idle + 1, ended)
+    return State(number, name, solution, state.trust, state.structures, state.rows)
 
 
 def jacobian(

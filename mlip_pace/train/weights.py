@@ -48,12 +48,3 @@ def _convex_hull(structures: Sequence[object], energy: Array) -> Array:
     lowest = np.array([energy[which == kind].min() for kind in range(len(kinds))])
     hull = [linprog(lowest, A_eq=kinds.T, b_eq=kind, bounds=(0, None)).fun for kind in kinds]
     return np.array(hull)[which]
-
-
-def resolve_kappa(frame: pd.DataFrame, kappa: Literal["auto"] | float) -> float:
-    """κ as a number; `auto` as pacemaker has it: from the variances of the energies per atom and of the forces to fit."""
-    if kappa != "auto":
-        return kappa
-    energy = float((frame["energy_corrected"] / frame[ATOMS].map(len)).std()) ** 2
-    forces = float(np.linalg.norm(np.concatenate(list(frame["forces"])), axis=1).std()) ** 2
-    return energy / (energy + forces) if energy + forces > 0 else 0.5

@@ -1,0 +1,178 @@
+"""Cross-validation of the least squares: errors of structures that the coefficients were not fitted to, from one pass for all.
+
+The normal equations of every fold are kept apart, and those of its energies from those of its forces. So the fit to all folds
+but one, for any κ, needs no further pass through the data, and a second pass gives the errors of all these fits together.
+Groups of structures (`collect/split.py`) are never divided between folds. Energies in eV/atom, forces in eV/Å per component.
+
+κ is the one with the smallest ln MAE_E + ln MAE_F of the held-out structures: errors of energies and of forces count alike,
+whatever their units. (The evidence cannot choose it: it counts correlated model error as independent noise of forces.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from threadpoolctl import threadpool_limits
+
+from mlip_pace.ace import basis
+from mlip_pace.ace.basis import Basis
+from mlip_pace.ace.expansion import Expansion
+from mlip_pace.arrays import Array, Integers
+from mlip_pace.run import pool
+from mlip_pace.train import linear
+from mlip_pace.train.linear import Labelled, Normal, Solution
+
+FOLDS = 8
+FOLD_BYTES = 2**29  # that the matrices of all folds may take; there are fewer folds where they would take more
+KAPPAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+SHARES = (1, 2, 4)  # of the folds, that the learning curve shows beside all but one
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of structures that were held out."""
+
+    energy_mae: float
+    energy_rmse: float
+    forces_mae: float
+    forces_rmse: float
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """What held-out structures say of the fit."""
+
+    folds: int
+    errors: Errors
+    learning_curve: list[tuple[float, Errors]] = field(default_factory=list)  # number of structures fitted to, ascending
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """The structures of a fold, and their normal equations, of energies and of forces (with virials)."""
+
+    structures: list[Labelled]
+    energies: Normal
+    forces: Normal
+
+    def normal(self, kappa: float) -> Normal:
+        return _sum([(1 - kappa, self.energies), (kappa, self.forces)])
+
+
+def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: int) -> dict[float, Errors]:
+    """The errors of the held-out structures for each of KAPPAS; nothing if there are not two groups to hold out."""
+    folds = _folds(structures, groups, on, workers)
+    if len(folds) < 2:
+        return {}
+    scale = basis.smoothness(on)
+    fits = []
+    for kappa in KAPPAS:
+        normals = [fold.normal(kappa) for fold in folds]
+        lam = linear.solve(_sum([(1.0, normal) for normal in normals]), scale).lam
+        fits.append([_without(normals, [n], lam, scale) for n in range(len(folds))])
+    return dict(zip(KAPPAS, _held_out(folds, fits, on, workers), strict=True))
+
+
+def best(errors: dict[float, Errors]) -> float:
+    """The κ of the smallest ln MAE_E + ln MAE_F."""
+    return min(errors, key=lambda kappa: np.log(errors[kappa].energy_mae) + np.log(errors[kappa].forces_mae))
+
+
+def validate(
+    structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: int
+) -> tuple[Solution, CrossValidated | None]:  # fmt: skip
+    """The least-squares solution of all structures, and what held-out ones say of it, if there are two groups."""
+    folds, scale = _folds(structures, groups, on, workers), basis.smoothness(on)
+    normals = [fold.normal(kappa) for fold in folds]
+    solution = linear.solve(_sum([(1.0, normal) for normal in normals]), scale)
+    if len(folds) < 2:
+        return solution, None
+    count, curve, numbers = len(folds), [], []
+    for share in (*(share for share in SHARES if share < len(folds) - 1), len(folds) - 1):
+        left_out = [[(n + step) % count for step in range(count - share)] for n in range(count)]
+        curve.append([_without(normals, left, solution.lam, scale) for left in left_out])
+        numbers.append(float(share * len(structures) / count))
+    errors = _held_out(folds, curve, on, workers)
+    return solution, CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True)))
+
+
+def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: int) -> list[_Fold]:
+    """The folds with their normal equations. Groups go to the folds in turn, the largest first, to the smallest fold."""
+    size = len(basis.smoothness(on))
+    most = int(np.clip(FOLD_BYTES // (16 * size**2), 2, FOLDS))
+    members: dict[str, list[int]] = {}
+    for n, group in enumerate(groups):
+        members.setdefault(group, []).append(n)
+    parts: list[list[int]] = [[] for _ in range(min(most, len(members)))]
+    for group in sorted(members, key=lambda group: (-len(members[group]), group)):
+        min(parts, key=len).extend(members[group])
+    chunks = [linear.chunks_of([structures[n] for n in sorted(part)]) for part in parts]
+    accumulate = partial(_accumulate, expansion=basis.expansion(on))
+    results = pool.parallel_map(accumulate, [chunk for some in chunks for chunk in some], workers)
+    folds = []
+    for some in chunks:
+        energies, forces = linear.Sum(size), linear.Sum(size)
+        for _ in some:
+            columns, of_energies, of_forces = next(results)
+            energies.add(columns, of_energies)
+            forces.add(columns, of_forces)
+        folds.append(_Fold([one for chunk in some for one in chunk], energies.normal, forces.normal))
+    return folds
+
+
+def _accumulate(chunk: Sequence[Labelled], expansion: Expansion) -> tuple[Integers, Normal, Normal]:
+    """The normal equations of energies and of forces, in the columns that are not zero, and which these are."""
+    rows = [of_c for of_c, _ in expansion.rows((one.atoms for one in chunk), stress=linear.has_stress(chunk))]
+    targets = [one.target for one in chunk]
+    columns, energies = linear.part(chunk, rows, targets, 0.0)
+    _, forces = linear.part(chunk, rows, targets, 1.0, columns)
+    return columns, energies, forces
+
+
+def _sum(parts: Sequence[tuple[float, Normal]]) -> Normal:
+    """The weighted sum."""
+    matrix, vector, square, rows = np.zeros_like(parts[0][1].matrix), np.zeros_like(parts[0][1].vector), 0.0, 0
+    for weight, normal in parts:
+        matrix += weight * normal.matrix
+        vector += weight * normal.vector
+        square, rows = square + weight * normal.square, rows + normal.rows
+    return Normal(matrix, vector, square, rows)
+
+
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+def _without(normals: Sequence[Normal], left: Sequence[int], lam: float, scale: Array) -> Array:
+    """The coefficients fitted to all folds but some; λ in proportion to what is left, since it is relative to the data."""
+    kept = _sum([(1.0, normal) for n, normal in enumerate(normals) if n not in left])
+    share = kept.rows / sum(normal.rows for normal in normals)
+    coefficients: Array = cho_solve(cho_factor(kept.matrix + np.diag(share * lam / scale**2)), kept.vector)
+    return coefficients
+
+
+def _held_out(folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: int) -> list[Errors]:
+    """The errors of each fit (coefficients for each fold, of the others) on what it left out."""
+    items = [(n, chunk) for n, fold in enumerate(folds) for chunk in linear.chunks_of(fold.structures)]
+    together = [np.column_stack([fit[n] for fit in fits]) for n in range(len(folds))]
+    function = partial(_errors, expansion=basis.expansion(on), coefficients=together)
+    sums = np.sum(list(pool.parallel_map(function, items, workers)), axis=0)
+    energies, components = sums[4, 0], sums[5, 0]
+    return [
+        Errors(float(e), float(np.sqrt(e2)), float(f), float(np.sqrt(f2)))
+        for e, e2, f, f2 in zip(sums[0] / energies, sums[1] / energies, sums[2] / components, sums[3] / components, strict=True)
+    ]
+
+
+def _errors(item: tuple[int, Sequence[Labelled]], expansion: Expansion, coefficients: Sequence[Array]) -> Array:
+    """Sums of |ΔE/N|, (ΔE/N)^2, |ΔF|, ΔF^2 for each fit, and the numbers of energies and force components: (6, fits)."""
+    fold, chunk = item
+    sums = np.zeros((6, coefficients[fold].shape[1]))
+    for one, (of_c, _) in zip(chunk, expansion.rows(one.atoms for one in chunk), strict=True):
+        count = 1 + 3 * len(one.atoms)
+        gap = of_c[:count] @ coefficients[fold] - one.target[:count, None]
+        energy, forces = gap[0] / len(one.atoms), gap[1:]
+        sums += [np.abs(energy), energy**2, np.abs(forces).sum(axis=0), (forces**2).sum(axis=0), 1 + 0 * energy,
+                 len(forces) + 0 * energy]  # fmt: skip
+    return sums
