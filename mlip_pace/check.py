@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlip_pace import estimate, job, reference
+from mlip_pace import estimate, job, reference, telling
 from mlip_pace.ace import basis, core
 from mlip_pace.ace.basis import Basis
 from mlip_pace.collect import dataset
@@ -21,7 +21,7 @@ from mlip_pace.publish import potential
 from mlip_pace.run import gpu
 from mlip_pace.run.log import Journal
 from mlip_pace.settings import Settings
-from mlip_pace.train import fit
+from mlip_pace.train import fit, search
 from mlip_pace.train.override import load_override
 from mlip_pace.train.pacemaker import PacemakerRunner
 
@@ -38,22 +38,28 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     if job.already_published(settings, inputs.stages()) is not None:
         journal.say(f"{settings.output.path} holds the potential of just these inputs: run would have nothing to do")
     in_vain = inputs.in_vain()
-    job.say_warnings(journal, in_vain)
+    telling.say_warnings(journal, in_vain)
     journal.enter("collect")
     test = None if inputs.test_files is None else dataset.structures_of(inputs.test_files)
     threads = job.threads(settings)
     frames, collected = dataset.assemble(dataset.structures_of(inputs.files), test, inputs.rules(threads))
-    job.say_collected(journal, collected)
+    telling.say_collected(journal, collected)
     journal.enter("subtract")
     target, subtracted = reference.subtracted_from(frames, settings.reference, inputs.cutoff)
-    job.say_subtracted(journal, subtracted)
+    telling.say_subtracted(journal, subtracted)
     journal.enter("train")
     shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
-    built = inputs.basis(collected.elements, shortest)
+    build, train = inputs.builder(collected.elements, shortest), target[target[SPLIT] == TRAIN]
+    first, wanted = search.first(inputs.basis_settings), search.wanted(inputs.basis_settings)
+    built = build(*first)
     size = basis.size(built)
+    if wanted:
+        judged_by = search.sample(train, built, settings.training.seed)
+        tries = ", ".join(f"{cutoff:g} Å with {count}" for cutoff, count in wanted)
+        journal.say(f"cutoff and functions by evidence of {len(judged_by)} structures, of at most these: {tries}")
+        journal.say(f"what follows is for {first[0]:g} Å and {first[1]} functions")
     functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in size.functions.items())
     journal.say(f"{functions}, {size.parameters} parameters, at most {settings.training.max_epochs} iterations")
-    train = target[target[SPLIT] == TRAIN]
     pacemaker = inputs.needs_pacemaker
     seconds = estimate.seconds(built, list(train[ATOMS]), settings.training.max_epochs, threads, pacemaker)
     journal.say(
@@ -66,6 +72,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
         "shortest": subtracted.shortest,
         "functions": size.functions,
         "parameters": size.parameters,
+        "basis": wanted or [first],
         "iterations": settings.training.max_epochs,
         "threads": threads,
         "seconds": seconds,
@@ -80,7 +87,7 @@ def _of_pacemaker(inputs: Inputs, built: Basis, target: Any, journal: Journal) -
     with tempfile.TemporaryDirectory() as scratch:
         runner = PacemakerRunner(Path(scratch), built, training, inputs.override)
         batch = runner.batch_size(train)
-        stage = inputs.settings.output.path / "work" / "4-train"
+        stage = inputs.settings.output.path / "work" / "5-train"
         first = (
             stage / fit.LEAST_SQUARES / "iteration-0.yaml" if fit.starts_linear(training, inputs.start is not None) else None
         )

@@ -119,7 +119,7 @@ def _collect(given: argparse.Namespace, journal: Journal, summary: Summary) -> N
     threads = limits.cpus() if loaded.run.threads == "auto" else loaded.run.threads
     # A converter writes what there is: the limit is one of training, unless it is asked for.
     limit = 1.0 if loaded.origins["DATA_MAX_REJECTED"] == "default" else loaded.data.max_rejected
-    rules = Rules(loaded.data, loaded.basis.elements, loaded.basis.cutoff, workers=threads)
+    rules = Rules(loaded.data, loaded.basis.elements, loaded.basis.cutoffs, workers=threads)
     try:
         convert(given.data, given.output, rules, limit, summary)
     finally:

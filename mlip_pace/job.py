@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ import pandas as pd
 from ase import Atoms
 from filelock import FileLock, Timeout
 
-from mlip_pace import reference, selection
+from mlip_pace import reference, selection, telling
 from mlip_pace.ace import basis, core
 from mlip_pace.ace.basis import Basis, BasisFile, Section
 from mlip_pace.collect import dataset
@@ -37,16 +38,19 @@ from mlip_pace.run.compute import Compute
 from mlip_pace.run.log import Journal
 from mlip_pace.run.steps import Stage, identity, leads_to, once, plan, sha256
 from mlip_pace.selection import Selected
-from mlip_pace.settings import Settings
+from mlip_pace.settings import BasisSettings, Settings
 from mlip_pace.sources import load
-from mlip_pace.train import fit
+from mlip_pace.train import fit, search
 from mlip_pace.train.fit import Trained
 from mlip_pace.train.override import load_override, merged
+from mlip_pace.train.search import Build, Searched
 
 T = TypeVar("T")
 
+SEARCH_SHARE = 0.25  # of the time limit, that the search for the basis may take
+
 # The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, SELECT, TRAIN, EVALUATE = 1, 1, 2, 2, 2
+COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 1, 1, 1, 2, 2, 2
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -64,7 +68,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         if (published := already_published(settings, stages)) is not None:
             journal.say(f"already published: {published.path}")
             return _within_gate(published)
-        say_warnings(journal, inputs.in_vain())
+        telling.say_warnings(journal, inputs.in_vain())
         compute = Compute(
             threads=threads(settings), device=_device(settings, journal) if inputs.needs_pacemaker else "cpu",
             gpu_memory=settings.run.gpu_memory, warn=journal.warn,
@@ -78,18 +82,24 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
 
         collected = stage(stages.collect, Collected, lambda folder: dataset.collect(
             folder, files=inputs.files, test_files=inputs.test_files, rules=inputs.rules(compute.threads)))  # fmt: skip
-        say_collected(journal, collected)
+        telling.say_collected(journal, collected)
 
         subtracted = stage(stages.subtract, Subtracted, lambda folder: reference.subtract(
             folder, _frame(stages.collect, "frames"), settings.reference, inputs.cutoff))  # fmt: skip
-        say_subtracted(journal, subtracted)
+        telling.say_subtracted(journal, subtracted)
 
         shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
-        built = inputs.basis(collected.elements, shortest)
+        share = replace(compute, deadline=begin + SEARCH_SHARE * (settings.run.time_limit or math.inf))
+        searched = stage(stages.basis, Searched, lambda folder: search.search(
+            folder, _frame(stages.subtract, "target"), inputs.builder(collected.elements, shortest), inputs.basis_settings,
+            settings.training, share))  # fmt: skip
+        telling.say_searched(journal, searched)
+        built = inputs.builder(collected.elements, shortest)(searched.cutoff, searched.functions)
+
         selected = stage(stages.select, Selected, lambda folder: selection.select(
             folder, _frame(stages.subtract, "target"), built, settings.selection, compute.threads,
             settings.training.max_epochs))  # fmt: skip
-        _say_selected(journal, selected)
+        telling.say_selected(journal, selected)
 
         compute = replace(compute, deadline=_deadline(settings, begin))
         chosen = selection.chosen_in(stages.select.folder)
@@ -97,16 +107,16 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
             _frame(stages.subtract, "target"), chosen, settings.selection.max_structures is not None, built,
             subtracted.reference, shortest, collected.e0),
             settings.training, inputs.override, compute))  # fmt: skip
-        _say_trained(journal, trained)
+        telling.say_trained(journal, trained)
 
         scored = stages.evaluate if trained.complete else _so_far(stages.evaluate, trained)
         published_as = evaluate.Published(stages.train.result / "potential.yace", subtracted.reference, trained.of(chosen))
         scores = stage(scored, evaluate.Scores, lambda folder: evaluate.score(
             folder, _frame(stages.subtract, "target"), published_as, settings.evaluate, compute.threads))  # fmt: skip
-        say_warnings(journal, scores.warnings)
+        telling.say_warnings(journal, scores.warnings)
 
         journal.enter("publish")
-        made = sidecar.Made(collected, subtracted, built, selected, trained, scores)
+        made = sidecar.Made(collected, subtracted, searched, built, selected, trained, scores)
         metadata = sidecar.metadata(made, settings, inputs.described(), [*stages.before_evaluation(), scored])
         result = potential.publish(
             output, stages.train.result, subtracted.reference, collected.elements, {**identity(stages.evaluate), **metadata},
@@ -169,12 +179,13 @@ class Stages:
 
     collect: Stage
     subtract: Stage
+    basis: Stage
     select: Stage
     train: Stage
     evaluate: Stage
 
     def before_evaluation(self) -> list[Stage]:
-        return [self.collect, self.subtract, self.select, self.train]
+        return [self.collect, self.subtract, self.basis, self.select, self.train]
 
 
 @dataclass(frozen=True)
@@ -189,16 +200,32 @@ class Inputs:
     start: BasisFile | None  # to go on from
 
     @property
+    def basis_settings(self) -> BasisSettings:
+        """Those of the settings, with nothing left to find where there is a file to go on from."""
+        settings = self.settings.basis
+        if self.start is None:
+            return settings
+        known = {"cutoff": basis.cutoff_of(self.start), "functions": max(basis.size(self.start).functions.values())}
+        return settings.model_copy(update=known)
+
+    @property
     def cutoff(self) -> float:
-        """Å."""
-        return basis.cutoff_of(self.start) if self.start else self.settings.basis.cutoff
+        """The shortest that the potential may come to have, Å."""
+        return self.basis_settings.cutoffs[0]
 
     def rules(self, workers: int = 1) -> dataset.Rules:
         settings = self.settings
-        return dataset.Rules(settings.data, settings.basis.elements, self.cutoff, settings.training.seed, workers)
+        return dataset.Rules(
+            settings.data, settings.basis.elements, self.basis_settings.cutoffs, settings.training.seed, workers
+        )
 
-    def basis(self, elements: list[str], shortest: dict[str, float]) -> Basis:
-        """That of the file to go on from, or of the settings, with the user's override. Raises `DataError`, `SettingsError`."""
+    def builder(self, elements: list[str], shortest: dict[str, float]) -> Build:
+        """What makes the basis of a cutoff and a number of functions: that of the file to go on from, or of the settings, with
+        the user's override. It raises `DataError`, `SettingsError`.
+        """
+        return partial(self._basis, elements, shortest)
+
+    def _basis(self, elements: list[str], shortest: dict[str, float], cutoff: float, functions: int) -> Basis:
         over = self.override.get("potential", {})
         if self.start is not None:
             if over:
@@ -208,7 +235,8 @@ class Inputs:
                 )
             built: Basis = self.start
         else:
-            built = Section(merged(basis.section(self.settings.basis, elements, shortest).content, over))
+            settings = self.settings.basis.model_copy(update={"cutoff": cutoff, "functions": functions})
+            built = Section(merged(basis.section(settings, elements, shortest).content, over))
         basis.refuse_unusable(built, elements)
         return built
 
@@ -220,7 +248,7 @@ class Inputs:
             del group["data"][name]  # the files count, not where they are
         common = {
             "elements": settings.basis.elements,
-            "cutoff": settings.basis.cutoff,
+            "cutoffs": self.basis_settings.cutoffs,
             "seed": settings.training.seed,
             "start": sha256(self.start.path) if self.start else None,
         }
@@ -229,14 +257,22 @@ class Inputs:
         if not self.needs_pacemaker:
             training = {name: value for name, value in training.items() if name not in fit.FOR_PACEMAKER}
             override = {}
-        choice = settings.selection.model_dump(mode="json")
-        of_basis = {**choice, **group["basis"], "override": self.override.get("potential")}
         collect = plan(work, "1-collect", COLLECT, {**group["data"], **common}, files=self.digests)
         subtract = plan(work, "2-subtract", SUBTRACT, group["reference"], collect)
-        select = plan(work, "3-select", SELECT, of_basis, subtract, reach=int(settings.training.max_epochs > 0))
-        train = plan(work, "4-train", TRAIN, {**training, "override": override}, select, reach=settings.training.max_epochs)
-        score = plan(work, "5-evaluate", EVALUATE, settings.evaluate.model_dump(mode="json"), train)
-        return Stages(collect, subtract, select, train, score)
+        of_search = {**group["basis"], "override": self.override.get("potential"), "weighting": training["weighting"],
+                     "kappa": training["kappa"]}  # fmt: skip
+        found = plan(work, "3-basis", BASIS, of_search, subtract)
+        select = plan(
+            work,
+            "4-select",
+            SELECT,
+            settings.selection.model_dump(mode="json"),
+            found,
+            reach=int(settings.training.max_epochs > 0),
+        )
+        train = plan(work, "5-train", TRAIN, {**training, "override": override}, select, reach=settings.training.max_epochs)
+        score = plan(work, "6-evaluate", EVALUATE, settings.evaluate.model_dump(mode="json"), train)
+        return Stages(collect, subtract, found, select, train, score)
 
     def described(self) -> list[dict[str, str]]:
         """Name, format and SHA-256 of each file."""
@@ -343,44 +379,6 @@ def _device(settings: Settings, journal: Journal) -> str:
     if name is None and reason:
         journal.warn(f"there is a GPU, but TensorFlow cannot use it and computes on the CPU: {reason}")
     return name or "cpu"
-
-
-def say_warnings(journal: Journal, warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        journal.warn(warning)
-
-
-def say_collected(journal: Journal, collected: Collected) -> None:
-    say_warnings(journal, collected.warnings)
-    journal.say(
-        f"{collected.read} structures read, {collected.train} to train on, {collected.test} to test, "
-        f"{len(collected.left_out)} left out; {collected.atoms} atoms of {', '.join(collected.elements)}"
-    )
-    for keys, count in collected.keys.items():
-        journal.say(f"labels of {count} structures: {keys}")
-    for symbol, energy in collected.e0.items():
-        journal.say(f"E0 of {symbol}: {energy:.6f} eV ({collected.e0_source[symbol]})")
-    for item in collected.left_out[:20]:
-        journal.say(f"left out: {item['source']}: {item['reason']}")
-    if len(collected.left_out) > 20:
-        journal.say(f"… and {len(collected.left_out) - 20} more; all are in potential.json, dataset.left_out")
-
-
-def say_subtracted(journal: Journal, subtracted: Subtracted) -> None:
-    say_warnings(journal, subtracted.warnings)
-    ref = subtracted.reference
-    journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
-
-
-def _say_selected(journal: Journal, selected: Selected) -> None:
-    functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in selected.functions.items())
-    journal.say(f"{selected.chosen} of {selected.given} structures chosen ({selected.method}) for {functions}")
-
-
-def _say_trained(journal: Journal, trained: Trained) -> None:
-    say_warnings(journal, trained.warnings)
-    loss = f", loss {trained.loss:.4g}" if trained.loss is not None else ""
-    journal.say(f"{trained.iterations} iterations{loss}: {trained.stopped}")
 
 
 def _draw_report(journal: Journal, so_far: Potential, stages: Stages, scored: Stage, workers: int) -> str | None:

@@ -82,6 +82,8 @@ def _ladder(steps: list[float] | None) -> list[float] | None:
     return steps
 
 
+CUTOFFS = (4.5, 5.0, 5.5, 6.0, 7.0, 8.0)  # Å, that are tried for BASIS_CUTOFF=auto
+
 Positive = Annotated[float, Field(gt=0)]
 Elements = Annotated[list[str] | None, BeforeValidator(_elements)]
 E0 = Annotated[Literal["auto", "none"] | dict[str, float], BeforeValidator(_e0)]
@@ -136,12 +138,21 @@ class ReferenceSettings(Group):
 
 class BasisSettings(Group):
     elements: Elements = setting(None, "elements of the potential; none: those of the data")
-    cutoff: float = setting(5.0, "cutoff radius", "Å", gt=1, le=15)
-    functions: int = setting(500, "functions per element, at most; `check` says how many there are", ge=1, le=20000)
+    cutoff: Literal["auto"] | Annotated[float, Field(gt=1, le=15)] = setting(
+        "auto", "cutoff radius; auto: that of 4.5 to 8 Å with the highest evidence", "Å"
+    )
+    functions: Literal["auto"] | Annotated[int, Field(ge=1, le=20000)] = setting(
+        500, "functions per element, at most; auto: that of 125 to 1000 with the highest evidence"
+    )
     body_order: int = setting(5, "highest body order (central atom included)", ge=2, le=7)
     embedding: Literal["linear", "finnis-sinclair"] = setting(
         "finnis-sinclair", "`linear`: E = ρ; `finnis-sinclair`: E = ρ1 + sqrt(ρ2), with ρ2 for pacemaker's optimizers only"
     )
+
+    @property
+    def cutoffs(self) -> tuple[float, ...]:
+        """Those that the potential may come to have (Å), ascending."""
+        return CUTOFFS if self.cutoff == "auto" else (self.cutoff,)
 
 
 class SelectionSettings(Group):

@@ -80,7 +80,10 @@ class Size:
 
 
 def section(settings: BasisSettings, elements: list[str], shortest: dict[str, float]) -> Section:
-    """The basis of the settings. Below the `shortest` distance (Å) of a pair in the data ACE fades out (`core.py`)."""
+    """The basis of the settings, of which none is `auto`.
+
+    Below the `shortest` distance (Å) of a pair in the data ACE fades out (`core.py`).
+    """
     orders = settings.body_order - 1
     bond = {
         "radbase": "SBessel",

@@ -83,9 +83,19 @@ class Rules:
 
     data: DataSettings
     elements: Sequence[str] | None = None  # leave out structures of others; None: all are wanted
-    cutoff: float = 5.0  # Å; an atom must have a neighbour within it
+    cutoffs: Sequence[float] = (5.0,)  # Å, that the potential may come to have, ascending
     seed: int = 42  # of the split
     workers: int = 1  # processes that read
+
+    @property
+    def cutoff(self) -> float:
+        """Å; an atom must have a neighbour within it."""
+        return self.cutoffs[0]
+
+    @property
+    def vacuum(self) -> float:
+        """Å; periodic images of what is not periodic are at least so far away."""
+        return self.cutoffs[-1]
 
 
 @dataclass(frozen=True)
@@ -156,7 +166,7 @@ def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
         GROUP: str(frame.info.get(GROUP, group)),
         LONELY: lonely,
     }
-    geometry = geometry_key(fully_periodic(bare, rules.cutoff)[0])
+    geometry = geometry_key(fully_periodic(bare, rules.vacuum)[0])
     return Examined(source, row, unconverged=unconverged, keys=keys, notes=notes + flaws, geometry=geometry)
 
 
@@ -210,7 +220,7 @@ def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data:
     """
     given: list[Structure] = [(f"atoms#{n}", f"atoms#{n}", atoms) for n, atoms in enumerate(atoms_list)]
     settings = DataSettings.model_construct().model_copy(update=data)
-    frame, about = assemble([given], None, Rules(settings, cutoff=cutoff))
+    frame, about = assemble([given], None, Rules(settings, cutoffs=[cutoff]))
     frame.attrs.update(left_out=about.left_out, e0=about.e0)
     return frame
 
@@ -247,7 +257,7 @@ def assemble(
     if not rows:
         raise DataError("no structure is left to train on" + first_reasons(audit), "see the reasons above")
     for row in rows:
-        row[ATOMS], shrink = fully_periodic(row[ATOMS], rules.cutoff)
+        row[ATOMS], shrink = fully_periodic(row[ATOMS], rules.vacuum)
         row[STRESS] = None if row[STRESS] is None else row[STRESS] * shrink
     frame = pd.DataFrame(rows)
     if frame[STRESS].isna().all():
@@ -280,7 +290,7 @@ def isolated_reason(row: dict[str, Any]) -> str:
 
 
 def _geometry_of(row: dict[str, Any], rules: Rules) -> bytes:
-    return geometry_key(fully_periodic(row[ATOMS], rules.cutoff)[0])
+    return geometry_key(fully_periodic(row[ATOMS], rules.vacuum)[0])
 
 
 def energies_of_atoms(

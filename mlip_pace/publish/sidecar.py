@@ -20,6 +20,7 @@ from mlip_pace.run.steps import Stage
 from mlip_pace.selection import Selected
 from mlip_pace.settings import GROUPS, Settings
 from mlip_pace.train.fit import Trained
+from mlip_pace.train.search import Searched
 
 _COMPUTING = (
     "python-ace", "tensorpotential", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "pandas", "ase", "matscipy",
@@ -32,6 +33,7 @@ class Made:
 
     collected: Collected
     subtracted: Subtracted
+    searched: Searched
     basis: Basis
     selected: Selected
     trained: Trained
@@ -41,7 +43,7 @@ class Made:
 def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages: Sequence[Stage]) -> dict[str, Any]:
     """All of it but what publishing adds. `files` are those read, with their SHA-256; `stages` are those that have run."""
     collected = asdict(made.collected)
-    said = (made.collected, made.subtracted, made.trained, made.scores)
+    said = (made.collected, made.subtracted, made.searched, made.trained, made.scores)
     return {
         "complete": made.trained.complete,
         "errors": made.scores.errors,
@@ -56,6 +58,7 @@ def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages
             "functions": made.selected.functions,
             "parameters": made.selected.parameters,
             "shortest": made.subtracted.shortest,
+            **{name: value for name, value in asdict(made.searched).items() if name not in ("functions", "warnings")},
         },
         "training": {"settings": settings.training.model_dump(mode="json"), **measured(made.trained)},
         "selection": measured(made.selected),

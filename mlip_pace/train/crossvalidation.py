@@ -29,6 +29,7 @@ from mlip_pace.train.linear import Labelled, Normal, Solution
 FOLDS = 8
 FOLD_BYTES = 2**29  # that the matrices of all folds may take; there are fewer folds where they would take more
 KAPPAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+WITHOUT_FOLDS = 0.01  # κ where nothing can be held out
 SHARES = (1, 2, 4)  # of the folds, that the learning curve shows beside all but one
 
 

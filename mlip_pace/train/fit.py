@@ -34,7 +34,6 @@ FOR_PACEMAKER = (
 LEAST_SQUARES = "least-squares"  # folder of the linear start and of its refinement
 CHOSEN, ALL = "chosen", "all"
 LAST_SOLVE = 2.5  # times the first: normal equations of all folds, and a second pass for the errors of what is held out
-WITHOUT_FOLDS = 0.01  # κ where nothing can be held out
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def _kappa(
         return training.kappa, {}
     labelled = linear.labelled(train, training.weighting)
     errors = crossvalidation.choose_kappa(labelled, train[GROUP].tolist(), on, workers)
-    return (crossvalidation.best(errors) if errors else WITHOUT_FOLDS), errors
+    return (crossvalidation.best(errors) if errors else crossvalidation.WITHOUT_FOLDS), errors
 
 
 def _least_squares(

@@ -1,0 +1,64 @@
+"""What the log says of what the stages return, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlip_pace.collect.dataset import Collected
+from mlip_pace.reference import Subtracted
+from mlip_pace.run.log import Journal
+from mlip_pace.selection import Selected
+from mlip_pace.train.fit import Trained
+from mlip_pace.train.search import Searched
+
+
+def say_warnings(journal: Journal, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        journal.warn(warning)
+
+
+def say_collected(journal: Journal, collected: Collected) -> None:
+    say_warnings(journal, collected.warnings)
+    journal.say(
+        f"{collected.read} structures read, {collected.train} to train on, {collected.test} to test, "
+        f"{len(collected.left_out)} left out; {collected.atoms} atoms of {', '.join(collected.elements)}"
+    )
+    for keys, count in collected.keys.items():
+        journal.say(f"labels of {count} structures: {keys}")
+    for symbol, energy in collected.e0.items():
+        journal.say(f"E0 of {symbol}: {energy:.6f} eV ({collected.e0_source[symbol]})")
+    for item in collected.left_out[:20]:
+        journal.say(f"left out: {item['source']}: {item['reason']}")
+    if len(collected.left_out) > 20:
+        journal.say(f"… and {len(collected.left_out) - 20} more; all are in potential.json, dataset.left_out")
+
+
+def say_subtracted(journal: Journal, subtracted: Subtracted) -> None:
+    say_warnings(journal, subtracted.warnings)
+    ref = subtracted.reference
+    journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
+
+
+def say_searched(journal: Journal, searched: Searched) -> None:
+    say_warnings(journal, searched.warnings)
+    for one in searched.tried:
+        step = f", {one.md_step_us_per_atom:g} µs an atom and step" if one.md_step_us_per_atom is not None else ""
+        errors = (
+            f", held out {1e3 * one.errors.energy_mae:.2f} meV/atom and {one.errors.forces_mae:.4f} eV/Å (MAE)"
+            if one.errors
+            else ""
+        )
+        journal.say(f"{one.cutoff:g} Å, {one.functions} functions: log evidence {one.log_evidence:.0f}{errors}{step}")
+    if searched.tried:
+        journal.say(f"{searched.cutoff:g} Å, {searched.functions} functions, by evidence of {searched.structures} structures")
+
+
+def say_selected(journal: Journal, selected: Selected) -> None:
+    functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in selected.functions.items())
+    journal.say(f"{selected.chosen} of {selected.given} structures chosen ({selected.method}) for {functions}")
+
+
+def say_trained(journal: Journal, trained: Trained) -> None:
+    say_warnings(journal, trained.warnings)
+    loss = f", loss {trained.loss:.4g}" if trained.loss is not None else ""
+    journal.say(f"{trained.iterations} iterations{loss}: {trained.stopped}")
