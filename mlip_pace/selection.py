@@ -152,7 +152,7 @@ def _features(structures: Projections, whole: dict[str, Array]) -> npt.NDArray[n
 def _weights(features: npt.NDArray[np.float32], total: npt.NDArray[np.float32], sum_: int, first: Array, steps: int) -> Array:
     """Weights within their bounds with which features (chosen, directions) add up to `total` and to the number of all."""
     mean = sum_ / len(features)
-    scale = float(total @ total)
+    scale = float(total @ total) or 1.0
     number = np.sqrt(scale) / sum_  # the number counts as one more feature, as large as all others together
 
     def misfit(x: Array) -> tuple[float, Array]:
@@ -162,10 +162,12 @@ def _weights(features: npt.NDArray[np.float32], total: npt.NDArray[np.float32], 
         slope = features @ gap + number * of_number + SPREAD * scale / len(x) * (x / mean - 1) / mean
         return value / scale, 2 * slope.astype(np.float64) / scale
 
-    bounds, options = [(LEAST_WEIGHT * mean, LARGEST_WEIGHT * mean)] * len(features), {"maxiter": steps}
-    result = minimize(misfit, np.clip(first, *bounds[0]), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    weights: Array = result.x * sum_ / result.x.sum()
-    return np.minimum(weights, LARGEST_WEIGHT * mean)
+    low, high = LEAST_WEIGHT * mean, LARGEST_WEIGHT * mean
+    bounds, options = [(low, high)] * len(features), {"maxiter": steps}
+    weights: Array = minimize(misfit, np.clip(first, low, high), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    for _ in range(100):  # until the sum is right to the last digits
+        weights = np.clip(weights * sum_ / weights.sum(), low, high)
+    return weights
 
 
 def _sandwich(information: Array, squared: Array) -> Array:

@@ -120,7 +120,7 @@ def climb(values: Sequence[float], first: float, height: Callable[[float], float
     """The value where a function with one summit is highest, from `first` upwards, or else downwards."""
     begin = best = list(values).index(first)
     for step in (1, -1):
-        while 0 <= best + step < len(values) and height(values[best + step]) > height(values[best]):
+        while 0 <= best + step < len(values) and height(values[best]) < height(values[best + step]):
             best += step
         if best != begin:
             break

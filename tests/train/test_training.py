@@ -25,7 +25,7 @@ from mlip_pace.run.compute import Compute
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
 from mlip_pace.train import linear, pacemaker, radial
 from mlip_pace.train.override import load_override
-from mlip_pace.train.weights import loss_weights, resolve_kappa
+from mlip_pace.train.weights import loss_weights
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +186,6 @@ def test_energy_weights_are_those_of_pacemaker_on_dft_values(target):
     w_energy, w_forces = loss_weights(ours, "energy")
     np.testing.assert_allclose(w_energy, theirs.w_energy, rtol=1e-9)
     np.testing.assert_allclose(np.concatenate(w_forces), np.concatenate(list(theirs.w_forces)), rtol=1e-9)
-
-
-def test_automatic_kappa_balances_the_variances(target):
-    assert 0 < resolve_kappa(target, "auto") < 1
-    assert resolve_kappa(target, 0.25) == 0.25
 
 
 def rendered(tmp_path, target, potential, **settings):

@@ -19,7 +19,7 @@ from mlip_pace.run.compute import Compute
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
 from mlip_pace.train import fit, linear
 from mlip_pace.train.pacemaker import PacemakerRunner
-from mlip_pace.train.weights import loss_weights, resolve_kappa
+from mlip_pace.train.weights import loss_weights
 
 
 def two_dimers():
@@ -37,11 +37,6 @@ def two_dimers():
     )
 
 
-def test_automatic_kappa_is_the_share_of_the_variance_of_energies():
-    """Energies per atom 0 and 2: variance 2. Forces 1, 1, 3, 3: variance 1, with n in the denominator, as pacemaker has it."""
-    assert resolve_kappa(two_dimers(), "auto") == pytest.approx(2 / 3)
-
-
 def test_weights_of_the_choice_are_weights_of_the_loss():
     frame = two_dimers().assign(**{dataset.WEIGHT: [1.0, 3.0]})
     w_energy, w_forces = loss_weights(frame, "uniform")
@@ -53,11 +48,14 @@ def test_weights_of_the_choice_are_weights_of_the_loss():
     np.testing.assert_allclose(other.weights(0.1), [0.9 * 0.75 / 4, *[0.1 * 0.375] * 6])
 
 
-def test_the_stage_trains_on_what_was_chosen_with_its_weights():
-    task = fit.Task(two_dimers(), {"b#0": 2.5}, basis.Section({}), Reference(), {}, {})
-    train = task.train()
+@pytest.mark.parametrize("to_chosen", [True, False])
+def test_the_stage_trains_on_what_was_chosen_with_its_weights(to_chosen):
+    task = fit.Task(two_dimers(), {"b#0": 2.5}, to_chosen, basis.Section({}), Reference(), {}, {})
+    train, last = task.train(), task.everything()
     assert list(train[dataset.SOURCE]) == ["b#0"]
     assert list(train[dataset.WEIGHT]) == [2.5]
+    assert list(last[dataset.SOURCE]) == (["b#0"] if to_chosen else ["a#0", "b#0"])
+    assert to_chosen or dataset.WEIGHT not in last
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,102 @@
+"""Cross-validation of the least squares, against fits that really leave out what is held out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import EXAMPLES, design_rows
+from scipy.linalg import lstsq
+
+from mlip_pace import reference
+from mlip_pace.ace import basis
+from mlip_pace.collect import dataset
+from mlip_pace.collect.dataset import ATOMS, GROUP
+from mlip_pace.collect.files import find_files
+from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
+from mlip_pace.train import crossvalidation, linear
+
+
+@pytest.fixture(scope="module")
+def target():
+    data = DataSettings.model_construct(test_fraction=0.0)
+    frames, _ = dataset.assemble(dataset.structures_of(find_files(str(EXAMPLES))), None, dataset.Rules(data))
+    return reference.delta(reference.choose(ReferenceSettings(), frames, 5.0), frames).iloc[::3]
+
+
+@pytest.fixture(scope="module")
+def on(target):
+    shortest = reference.shortest_distances(target[ATOMS], 5.0)
+    return basis.section(BasisSettings(cutoff=5.0, functions=20, body_order=3), ["Al", "Mg"], shortest)
+
+
+def fitted(rows, structures, kappa, ridge):
+    """Coefficients by a least-squares solver of rows, not of normal equations."""
+    root = [np.sqrt(one.weights(kappa)) for one in structures]
+    together = np.concatenate([w[:, None] * row[: len(w)] for w, row in zip(root, rows, strict=True)])
+    aim = np.concatenate([w * one.target for w, one in zip(root, structures, strict=True)])
+    return lstsq(np.vstack([together, np.diag(np.sqrt(ridge))]), np.append(aim, np.zeros(len(ridge))))[0]
+
+
+def test_errors_are_those_of_structures_that_are_really_left_out(target, on):
+    structures, groups, scale = linear.labelled(target), [str(n % 2) for n in range(len(target))], basis.smoothness(on)
+    solution, validated = crossvalidation.validate(structures, groups, on, 0.1, 2)
+    rows = design_rows(on, [one.atoms for one in structures])
+    energy, forces = [], []
+    for fold in (0, 1):
+        kept = [n for n in range(len(structures)) if n % 2 != fold]
+        share = sum(len(structures[n].target) for n in kept) / sum(len(one.target) for one in structures)
+        ridge = share * solution.lam / scale**2
+        found = fitted([rows[n] for n in kept], [structures[n] for n in kept], 0.1, ridge)
+        for n in range(fold, len(structures), 2):
+            count = len(structures[n].atoms)
+            gap = rows[n][: 1 + 3 * count] @ found - structures[n].target[: 1 + 3 * count]
+            energy.append(gap[0] / count)
+            forces.append(gap[1:])
+    assert validated.folds == 2
+    assert validated.errors.energy_mae == pytest.approx(np.abs(energy).mean(), rel=1e-4)
+    assert validated.errors.energy_rmse == pytest.approx(np.sqrt(np.square(energy).mean()), rel=1e-4)
+    assert validated.errors.forces_mae == pytest.approx(np.abs(np.concatenate(forces)).mean(), rel=1e-4)
+    assert validated.errors.forces_rmse == pytest.approx(np.sqrt(np.square(np.concatenate(forces)).mean()), rel=1e-4)
+    plain = linear.fit(structures, on, 0.1)
+    np.testing.assert_allclose(solution.coefficients, plain.coefficients, rtol=1e-5, atol=1e-8)
+
+
+def test_the_number_of_workers_does_not_change_a_bit(target, on):
+    one, two = (crossvalidation.validate(linear.labelled(target), target[GROUP].tolist(), on, 0.1, n) for n in (1, 2))
+    assert one[1] == two[1]
+    assert one[0].coefficients.tobytes() == two[0].coefficients.tobytes()
+
+
+def test_more_structures_help_and_the_learning_curve_shows_it(target, on):
+    _, validated = crossvalidation.validate(linear.labelled(target), target[GROUP].tolist(), on, 0.01, 2)
+    numbers, errors = zip(*validated.learning_curve, strict=True)
+    assert validated.folds == 8
+    assert numbers == pytest.approx([len(target) * share / 8 for share in (1, 2, 4, 7)])
+    assert errors[-1] == validated.errors
+    assert errors[0].forces_mae > 1.2 * errors[-1].forces_mae
+
+
+def test_kappa_weighs_energies_against_forces(target, on):
+    """More weight on forces: better forces; and noise on the energies takes their weight."""
+    structures, groups = linear.labelled(target), target[GROUP].tolist()
+    errors = crossvalidation.choose_kappa(structures, groups, on, 2)
+    assert errors[1e-4].forces_mae > errors[3e-1].forces_mae
+    score = {kappa: np.log(one.energy_mae * one.forces_mae) for kappa, one in errors.items()}
+    assert crossvalidation.best(errors) == min(score, key=score.get)
+    noise = np.random.default_rng(0).normal(0, 0.3, len(structures))
+    noisy = [replace(one, energy=one.energy + shift * len(one.atoms)) for one, shift in zip(structures, noise, strict=True)]
+    assert crossvalidation.best(crossvalidation.choose_kappa(noisy, groups, on, 2)) > crossvalidation.best(errors)
+
+
+def test_groups_are_never_divided_and_one_group_alone_is_not_held_out(target, on):
+    structures = linear.labelled(target)
+    assert crossvalidation.choose_kappa(structures, ["same"] * len(structures), on, 1) == {}
+    solution, validated = crossvalidation.validate(structures, ["same"] * len(structures), on, 0.1, 1)
+    assert validated is None
+    assert np.isfinite(solution.coefficients).all()
+    # A copy of each structure in the same group: held out with it, so the errors are those without the copies.
+    groups = [str(n) for n in range(len(structures))]
+    _, once = crossvalidation.validate(structures, groups, on, 0.1, 1)
+    half = [replace(one, w_energy=one.w_energy / 2, w_forces=one.w_forces / 2) for one in structures]
+    _, twice = crossvalidation.validate(half + half, groups + groups, on, 0.1, 1)
+    assert twice.errors.forces_mae == pytest.approx(once.errors.forces_mae, rel=0.05)
