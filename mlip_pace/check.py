@@ -50,7 +50,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     journal.enter("train")
     shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
     build, train = inputs.builder(collected.elements, shortest), target[target[SPLIT] == TRAIN]
-    first, wanted = search.first(inputs.basis_settings), search.wanted(inputs.basis_settings)
+    first, wanted = inputs.basis_settings.first, search.wanted(inputs.basis_settings)
     built = build(*first)
     size = basis.size(built)
     if wanted:

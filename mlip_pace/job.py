@@ -260,7 +260,7 @@ class Inputs:
         collect = plan(work, "1-collect", COLLECT, {**group["data"], **common}, files=self.digests)
         subtract = plan(work, "2-subtract", SUBTRACT, group["reference"], collect)
         of_search = {**group["basis"], "override": self.override.get("potential"), "weighting": training["weighting"],
-                     "kappa": training["kappa"]}  # fmt: skip
+                     "kappa": training["kappa"], "weights": training["weights"]}  # fmt: skip
         found = plan(work, "3-basis", BASIS, of_search, subtract)
         select = plan(
             work,

@@ -66,6 +66,16 @@ def _per_pair(value: Any) -> Any:
     return result
 
 
+def _per_config_type(value: Any) -> Any:
+    """`Surface:10,Liquid:energy:0.5` as `{"Surface": 10, "Liquid:energy": 0.5}`; a config_type may have spaces."""
+    if not isinstance(value, str):
+        return value
+    parts = [item.rpartition(":") for item in value.split(",") if item.strip()]
+    if not all(name.strip() for name, _, _ in parts):
+        raise ValueError("a config_type and its weight, such as Surface:10 or Surface:energy:10, is expected")
+    return {name.strip(): weight for name, _, weight in parts}
+
+
 def _duration(value: Any) -> Any:
     """Seconds from `90`, `2h30m`, `1d12h`, `45s`."""
     if not isinstance(value, str) or re.fullmatch(r"[0-9.]+", value):
@@ -89,6 +99,7 @@ Elements = Annotated[list[str] | None, BeforeValidator(_elements)]
 E0 = Annotated[Literal["auto", "none"] | dict[str, float], BeforeValidator(_e0)]
 PerPair = Annotated[Literal["auto"] | float | dict[str, float], BeforeValidator(_per_pair)]
 TimeLimit = Annotated[Positive | None, BeforeValidator(_duration)]
+PerConfigType = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_per_config_type)]
 LadderStep = Annotated[list[float] | None, BeforeValidator(_split), AfterValidator(_ladder)]
 AutoOrPositive = Literal["auto"] | Positive
 
@@ -150,6 +161,11 @@ class BasisSettings(Group):
     )
 
     @property
+    def first(self) -> tuple[float, int]:
+        """Cutoff (Å) and number of functions as they are set, or where the search for them begins."""
+        return (5.0 if self.cutoff == "auto" else self.cutoff, 500 if self.functions == "auto" else self.functions)
+
+    @property
     def cutoffs(self) -> tuple[float, ...]:
         """Those that the potential may come to have (Å), ascending."""
         return CUTOFFS if self.cutoff == "auto" else (self.cutoff,)
@@ -174,6 +190,9 @@ class TrainingSettings(Group):
     ladder_type: Literal["body_order", "power_order"] = setting("body_order", "pacemaker: what the ladder adds first")
     max_epochs: int = setting(10, "iterations, at most (of each ladder step, if there is one); 0: the start alone", ge=0)
     weighting: Literal["uniform", "energy"] = setting("uniform", "`energy`: low-energy structures weigh more")
+    weights: PerConfigType = setting(
+        {}, "weights of config_types in the loss, `Surface:10,Liquid:0.5`; of energies, forces or stresses: `Surface:energy:10`"
+    )
     optimizer: Literal["auto", "BFGS", "L-BFGS-B"] = setting(
         "auto", "auto: variable projection after a linear start, else BFGS; BFGS and L-BFGS-B are pacemaker's"
     )

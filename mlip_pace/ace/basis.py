@@ -80,15 +80,15 @@ class Size:
 
 
 def section(settings: BasisSettings, elements: list[str], shortest: dict[str, float]) -> Section:
-    """The basis of the settings, of which none is `auto`.
+    """The basis of the settings; what is `auto` in them is as where the search begins.
 
     Below the `shortest` distance (Å) of a pair in the data ACE fades out (`core.py`).
     """
-    orders = settings.body_order - 1
+    orders, (cutoff, functions_per_element) = settings.body_order - 1, settings.first
     bond = {
         "radbase": "SBessel",
         "radparameters": [5.25],
-        "rcut": settings.cutoff,
+        "rcut": cutoff,
         "dcut": 0.01,
         "NameOfCutoffFunction": "cos",
         "core-repulsion": [0.0, 1.0],
@@ -106,7 +106,7 @@ def section(settings: BasisSettings, elements: list[str], shortest: dict[str, fl
         "elements": sorted(elements),
         "embeddings": {"ALL": _EMBEDDINGS[settings.embedding]},
         "bonds": bonds,
-        "functions": {"number_of_functions_per_element": settings.functions, **functions},
+        "functions": {"number_of_functions_per_element": functions_per_element, **functions},
     })  # fmt: skip
 
 

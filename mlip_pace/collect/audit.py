@@ -126,6 +126,20 @@ def _checked_stress(given: Any) -> tuple[Array | None, str]:
     return (stress + stress.T) / 2, ""
 
 
+def label_weights(atoms: Atoms, keys: Sequence[str]) -> dict[str, float]:
+    """The weights that a structure has for its labels in the loss, by key. Raises `Broken` for what is no weight."""
+    weights = {}
+    for key in keys:
+        if key in atoms.info:
+            try:
+                weights[key] = float(atoms.info[key])
+            except (TypeError, ValueError):
+                raise Broken(f"{key} is {atoms.info[key]!r}, no number") from None
+            if not 0 <= weights[key] < np.inf:
+                raise Broken(f"{key} is {weights[key]:g}; a number that is not negative is expected")
+    return weights
+
+
 class NotInBasis(Broken):
     """Sound, but about other elements than the user asked for."""
 

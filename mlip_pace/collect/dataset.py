@@ -21,7 +21,7 @@ import pandas as pd
 from ase import Atoms
 
 from mlip_pace.collect import atomic_energies
-from mlip_pace.collect.audit import Audit, NotInBasis, checked, fully_periodic
+from mlip_pace.collect.audit import Audit, NotInBasis, checked, fully_periodic, label_weights
 from mlip_pace.collect.consistency import contradiction
 from mlip_pace.collect.extxyz import Piece, pieces_of
 from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, Unconverged
@@ -34,6 +34,7 @@ from mlip_pace.settings import DataSettings
 
 ATOMS, ENERGY, FORCES, STRESS = "ase_atoms", "energy_dft", "forces_dft", "stress_dft"
 NAME, SOURCE, CONFIG_TYPE, GROUP, SPLIT = "name", "source", "config_type", "group", "split"
+LABEL_WEIGHTS = ("energy_weight", "forces_weight", "stress_weight")  # of a structure in the loss, where the data have them
 ENERGY_ATOMS = "energy_atoms"  # sum of E0, eV
 LONELY = "lonely"  # atoms without a neighbour within the cutoff
 WEIGHT = "weight"  # what a structure counts for in the loss: how many of those left out it stands for
@@ -151,6 +152,7 @@ def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
         frame = frame.atoms
     try:
         found, keys, notes = labels(frame, rules.data)
+        weights = label_weights(frame, LABEL_WEIGHTS)
         energy, forces, stress, lonely, flaws = checked(frame, found, rules.elements, rules.cutoff)
     except Broken as reason:
         return Examined(source, reason=str(reason), rejected=not isinstance(reason, NotInBasis))
@@ -165,6 +167,7 @@ def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
         CONFIG_TYPE: str(frame.info.get(CONFIG_TYPE, "default")),
         GROUP: str(frame.info.get(GROUP, group)),
         LONELY: lonely,
+        **weights,
     }
     geometry = geometry_key(fully_periodic(bare, rules.vacuum)[0])
     return Examined(source, row, unconverged=unconverged, keys=keys, notes=notes + flaws, geometry=geometry)
@@ -260,6 +263,7 @@ def assemble(
         row[ATOMS], shrink = fully_periodic(row[ATOMS], rules.vacuum)
         row[STRESS] = None if row[STRESS] is None else row[STRESS] * shrink
     frame = pd.DataFrame(rows)
+    frame = frame.fillna({column: 1.0 for column in LABEL_WEIGHTS if column in frame})
     if frame[STRESS].isna().all():
         frame = frame.drop(columns=STRESS)
     e0, e0_source = energies_of_atoms([row for row in rows if row[SPLIT] == TRAIN], isolated, data)

@@ -23,7 +23,7 @@ from mlip_pace.collect.labels import is_label
 from mlip_pace.collect.pickles import Inert
 from mlip_pace.errors import UnsafeError
 
-KEPT = ("name", "config_type", "group")  # columns that are no labels
+KEPT = ("name", "config_type", "group", "energy_weight", "forces_weight", "stress_weight")  # columns that are no labels
 
 
 def read(path: Path) -> Iterator[Atoms | str]:

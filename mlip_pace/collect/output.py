@@ -62,6 +62,7 @@ def _write_xyz(file: IO[str], row: dict[str, Any]) -> None:
     atoms: Atoms = row[dataset.ATOMS]
     about = {key: _quoted(row[key]) for key in (dataset.SOURCE, dataset.GROUP, dataset.CONFIG_TYPE)}
     values = {"energy": repr(float(row[dataset.ENERGY])), **about, "pbc": f'"{" ".join("FT"[int(p)] for p in atoms.pbc)}"'}
+    values |= {key: repr(row[key]) for key in dataset.LABEL_WEIGHTS if key in row}
     if row[dataset.STRESS] is not None:
         values["stress"] = _numbers(row[dataset.STRESS].ravel())
     if atoms.cell.any():

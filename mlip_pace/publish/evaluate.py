@@ -28,6 +28,8 @@ DOUBTFUL = 0.5  # of the spread of stresses: errors beyond it are those of the l
 SMALL_STRESS = 1.0 * GPa  # eV/Å^3; errors below it are errors of DFT
 # Errors below these are small whatever the spread, of one structure and its copies, say.
 LEAST_SPREAD_ENERGY, LEAST_SPREAD_FORCES = 0.005, 0.02  # eV/atom, eV/Å
+MOST, SMALL, FEW = 0.5, 0.25, 20  # of the squared errors; of the structures; where there are fewer, one may well have most
+MANY_TIMES = 4.0
 CHUNK = 16  # structures that a worker takes at a time
 
 
@@ -113,6 +115,7 @@ def score(
     by_subset = {name: errors(rows) for name, rows in frame.groupby("subset")}
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
+    warnings += ruled_by_few(frame[used]) + beyond_training(by_subset)
     worthless = worse_than_nothing(frame[used], by_subset["train"])
     return Scores(by_subset, by_type, missed, worthless, warnings + worthless, md_step(published.potential, target))
 
@@ -128,6 +131,43 @@ def _doubts(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
         "the stresses of the training data do not go with their energies and forces: errors of "
         f"{errors['stress_rmse'] / GPa:.3g} GPa (RMSE), they themselves vary by {spread / GPa:.3g}; mind their sign (tension "
         "positive), unit and order, or leave them out: MLIP_PACE_DATA_STRESS_KEY=none"
+    ]
+
+
+def ruled_by_few(train: pd.DataFrame) -> list[str]:
+    """Names the structure or the config_type that has most of the squared errors, of energies or of forces."""
+    counts = train[ATOMS].map(len)
+    parts = {
+        "energies": ((train.energy_pred - train[ENERGY]) / counts).astype(float) ** 2,
+        "forces": pd.Series([((p - t) ** 2).sum() for p, t in zip(train.forces_pred, train[FORCES], strict=True)], train.index),
+    }
+    said = []
+    for label, squares in parts.items():
+        shares, structures = squares / max(float(squares.sum()), 1e-300), train[CONFIG_TYPE].value_counts(normalize=True)
+        worst, by_type = shares.idxmax(), shares.groupby(train[CONFIG_TYPE]).sum()
+        kind = (by_type - structures).idxmax()
+        if len(train) >= FEW and shares[worst] > MOST:
+            said.append(f"{train[SOURCE][worst]} has {shares[worst]:.0%} of the squared errors of {label}: look at its labels")
+        elif len(train) >= FEW and by_type[kind] > MOST and structures[kind] < SMALL:
+            said.append(
+                f"config_type {kind}, {structures[kind]:.0%} of the training structures, has {by_type[kind]:.0%} of the "
+                f"squared errors of {label}: look at its labels, or give it less in MLIP_PACE_TRAINING_WEIGHTS"
+            )
+    return said
+
+
+def beyond_training(errors: dict[str, dict[str, float]]) -> list[str]:
+    """Test errors that are many times those of training."""
+    if "test" not in errors:
+        return []
+    test, train = errors["test"], errors["train"]
+    ratios = {name: test[f"{name}_mae"] / max(train[f"{name}_mae"], 1e-300) for name in ("energy", "forces")}
+    small = {"energy": LEAST_SPREAD_ENERGY, "forces": LEAST_SPREAD_FORCES}
+    return [
+        f"the {name} error (MAE) of the test set is {ratio:.0f} times that of the training set: the fit does not hold for "
+        "other structures; more data, or fewer MLIP_PACE_BASIS_FUNCTIONS, help"
+        for name, ratio in ratios.items()
+        if ratio > MANY_TIMES and test[f"{name}_mae"] > small[name]
     ]
 
 

@@ -23,7 +23,7 @@ from mlip_pace.collect.split import TEST, TRAIN
 from mlip_pace.reference import Reference
 from mlip_pace.run.compute import Compute
 from mlip_pace.settings import TrainingSettings
-from mlip_pace.train import crossvalidation, linear, radial
+from mlip_pace.train import crossvalidation, linear, radial, weights
 from mlip_pace.train.crossvalidation import CrossValidated, Errors
 from mlip_pace.train.pacemaker import DONE, Fit, PacemakerRunner
 
@@ -33,6 +33,10 @@ FOR_PACEMAKER = (
 )  # fmt: skip
 LEAST_SQUARES = "least-squares"  # folder of the linear start and of its refinement
 CHOSEN, ALL = "chosen", "all"
+AT_FLOOR = (
+    "the strength of the prior (lambda) is at its floor, the limit of double precision: the data determine the functions as "
+    "far as numbers go; no harm if test errors are like training errors, else give MLIP_PACE_BASIS_FUNCTIONS less or more data"
+)
 LAST_SOLVE = 2.5  # times the first: normal equations of all folds, and a second pass for the errors of what is held out
 
 
@@ -125,7 +129,8 @@ def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str
     return Trained(
         complete=fitted.complete, iterations=fitted.iterations, stopped=fitted.stopped, kappa=kappa, kappas=kappas,
         threads=compute.threads, core=cores, loss=fitted.loss,
-        warnings=_doubts(cores) + _written_active_set(fitted.potential, task.everything(), compute.threads), **of_fit,
+        warnings=[*of_fit.pop("warnings", []), *_doubts(cores),
+                  *_written_active_set(fitted.potential, task.everything(), compute.threads)], **of_fit,
     )  # fmt: skip
 
 
@@ -135,7 +140,7 @@ def _kappa(
     """κ as it is set, or of cross-validation, then with the errors of what was held out for each."""
     if training.kappa != "auto":
         return training.kappa, {}
-    labelled = linear.labelled(train, training.weighting)
+    labelled = linear.labelled(train, training)
     errors = crossvalidation.choose_kappa(labelled, train[GROUP].tolist(), on, workers)
     return (crossvalidation.best(errors) if errors else crossvalidation.WITHOUT_FOLDS), errors
 
@@ -148,8 +153,8 @@ def _least_squares(
     What is refined ends with a last solve, for all structures; what is not is the start of pacemaker's optimizers.
     """
     train, test, everything = task.train(), task.test(), task.everything()
-    watched = linear.labelled(test, training.weighting) if len(test) else []
-    problem = radial.Problem(linear.labelled(train, training.weighting), watched, kappa, training.seed)
+    watched = linear.labelled(test, training) if len(test) else []
+    problem = radial.Problem(linear.labelled(train, training), watched, kappa, training.seed)
     place = folder / LEAST_SQUARES
     place.mkdir(exist_ok=True)
     begin = time.monotonic()
@@ -169,11 +174,12 @@ def _least_squares(
     if not refined:
         return fitted, of_fit
     here, groups = BasisFile(fitted.potential), everything[GROUP].tolist()
-    labelled = linear.labelled(everything, training.weighting)
+    labelled = linear.labelled(everything, training)
     solution, validated = crossvalidation.validate(labelled, groups, here, kappa, compute.threads)
     fitted = replace(fitted, potential=place / "last.yaml")
     write_linear(fitted.potential, here, solution.coefficients)
-    of_fit |= {"cross_validation": validated, "fitted_to": CHOSEN if task.to_chosen else ALL}
+    said = weights.warnings(weights.loss_weights(everything, training)) + [AT_FLOOR] * solution.at_floor
+    of_fit |= {"cross_validation": validated, "fitted_to": CHOSEN if task.to_chosen else ALL, "warnings": said}
     return fitted, of_fit
 
 

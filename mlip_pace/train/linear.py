@@ -3,7 +3,7 @@
 With radial functions fixed, an ACE energy that is linear in the density is linear in its coefficients c:
 E = Σ_k c_k B_k and F = -Σ_k c_k ∂B_k/∂r. The loss is that of the training, with the same weights:
 
-    (1 - κ) Σ w_E (ΔE/N)^2 + κ Σ w_F |ΔF|^2 + κ_W Σ w_E |ΔW/N|^2 + λ Σ_k (c_k/s_k)^2,     1/s_k = 1 + Σ_i (n_i^2 + l_i^2)
+    (1 - κ) Σ w_E (ΔE/N)^2 + κ Σ w_F |ΔF|^2 + κ_W Σ w_W |ΔW/N|^2 + λ Σ_k (c_k/s_k)^2,     1/s_k = 1 + Σ_i (n_i^2 + l_i^2)
 
 The scales s prefer smooth functions, those of low radial order n and angular momentum l (the algebraic prior of W. C. Witt et
 al., J. Chem. Phys. 159, 164101 (2023); in cross-validation and by evidence better than none on Al-Mg and two sets of Si).
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array, Integers
 from mlip_pace.collect.dataset import ATOMS
 from mlip_pace.run import pool
+from mlip_pace.settings import TrainingSettings
 from mlip_pace.train.weights import loss_weights
 
 # Atoms that a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.
@@ -39,7 +40,7 @@ LAMBDAS = 10.0 ** np.arange(-16, 2, 0.1)
 
 @dataclass(frozen=True)
 class Labelled:
-    """A structure with its target energy (eV), forces (n, 3), virial (6,) or none, and the weights w_E and w_F (n,)."""
+    """A structure with its target energy (eV), forces (n, 3), virial (6,) or none, and the weights w_E, w_F (n,) and w_W."""
 
     atoms: Atoms
     energy: float
@@ -47,6 +48,7 @@ class Labelled:
     virial: Array | None
     w_energy: float
     w_forces: Array
+    w_virial: float
 
     @property
     def target(self) -> Array:
@@ -56,7 +58,7 @@ class Labelled:
     def weights(self, kappa: float) -> Array:
         """Those of the squares of the errors of `target`."""
         of_energy = (1 - kappa) * self.w_energy / len(self.atoms) ** 2
-        of_virial: Any = [] if self.virial is None else np.full(6, STRESS * kappa * self.w_energy / len(self.atoms) ** 2)
+        of_virial: Any = [] if self.virial is None else np.full(6, STRESS * kappa * self.w_virial / len(self.atoms) ** 2)
         return np.concatenate([[of_energy], kappa * np.repeat(self.w_forces, 3), of_virial])
 
 
@@ -72,18 +74,31 @@ class Normal:
 
 @dataclass(frozen=True)
 class Solution:
-    """Coefficients (functions,), the λ of highest evidence, the log of that evidence, and the loss without the prior's part."""
+    """Coefficients (functions,), the λ of highest evidence, the log of that evidence, and the loss without the prior's part.
+
+    `at_floor`: λ is the lowest that double precision allows, so that the evidence might want still less.
+    """
 
     coefficients: Array
     lam: float
     log_evidence: float
     loss: float
+    at_floor: bool = False
 
 
-def labelled(target: pd.DataFrame, weighting: Literal["uniform", "energy"] = "uniform") -> list[Labelled]:
-    """The structures of a frame of `reference.delta`."""
+def labelled(target: pd.DataFrame, training: TrainingSettings | None = None) -> list[Labelled]:
+    """The structures of a frame of `reference.delta`, with the weights that the settings give them."""
+    weights = loss_weights(target, training or TrainingSettings())
     virials = target["virial"] if "virial" in target else [None] * len(target)
-    columns = (target[ATOMS], target["energy_corrected"], target["forces"], virials, *loss_weights(target, weighting))
+    columns = (
+        target[ATOMS],
+        target["energy_corrected"],
+        target["forces"],
+        virials,
+        weights.energy,
+        weights.forces,
+        weights.virial,
+    )
     return [Labelled(*row) for row in zip(*columns, strict=True)]
 
 
@@ -151,10 +166,11 @@ def solve(normal: Normal, scale: Array) -> Solution:
             return -np.inf
         return -0.5 * float(normal.rows * np.log(max(misfit, rounding)) + np.log1p(values / lam).sum())
 
-    lam: float = max(map(float, LAMBDAS[1e-14 * values[-1] < LAMBDAS]), key=log_evidence)
+    allowed = LAMBDAS[1e-14 * values[-1] < LAMBDAS]
+    lam: float = max(map(float, allowed), key=log_evidence)
     scaled = projected / (values + lam)
     loss = normal.square - float(scaled @ (2 * projected - values * scaled))
-    return Solution(scale * (vectors @ scaled), lam, log_evidence(lam), loss)
+    return Solution(scale * (vectors @ scaled), lam, log_evidence(lam), loss, lam == allowed[0])
 
 
 def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:

@@ -265,8 +265,8 @@ class PacemakerRunner:
         data = frame[[ATOMS, "energy_corrected", "forces", NAME]].reset_index(drop=True)
         # pacemaker treats names that begin with this word as artificial structures.
         data[NAME] = data[NAME].str.replace(r"^augmented", "_augmented", regex=True)
-        w_energy, w_forces = loss_weights(frame, self.training.weighting)
-        data["w_energy"], data["w_forces"] = w_energy, pd.Series(w_forces, dtype=object)
+        weights = loss_weights(frame, self.training)
+        data["w_energy"], data["w_forces"] = weights.energy, pd.Series(weights.forces, dtype=object)
         save_frame(data, path)
 
     def _follow(self, attempt: Path, before: int) -> None:

@@ -178,7 +178,9 @@ def _sample(structures: Sequence[Labelled], rows: float, rng: np.random.Generato
     sample = [structures[n] for n in sorted(drawn)]
     energies = sum(labelled.w_energy for labelled in sample)
     forces = sum(float(labelled.w_forces.sum()) for labelled in sample)
-    return [replace(s, w_energy=s.w_energy / energies, w_forces=s.w_forces / forces) for s in sample]
+    return [
+        replace(s, w_energy=s.w_energy / energies, w_forces=s.w_forces / forces, w_virial=s.w_virial / energies) for s in sample
+    ]
 
 
 def _projected(normal: Normal, count: int, prior: Array, coefficients: Array) -> tuple[Array, Array]:

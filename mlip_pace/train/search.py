@@ -3,7 +3,7 @@
 A basis is judged by a linear fit (`linear.py`) to some of the training structures: by the log of its evidence, the probability
 of these data given the basis (D. J. C. MacKay, Neural Computation 4, 415 (1992)). It weighs how well the data are described
 against how much the basis could describe, from the training data alone, and ranks cutoffs as test errors do (docs/design.md).
-The cutoff is climbed: from START upwards as long as the evidence rises, or else downwards. Errors of held-out folds and
+The cutoff is climbed: from 5 Å upwards as long as the evidence rises, or else downwards. Errors of held-out folds and
 the cost of a step of molecular dynamics stand beside it, so that a person sees what a cheaper potential would cost in accuracy.
 """
 
@@ -29,12 +29,10 @@ from mlip_pace.errors import SettingsError
 from mlip_pace.run.compute import Compute
 from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import CUTOFFS, BasisSettings, TrainingSettings
-from mlip_pace.train import crossvalidation, linear
+from mlip_pace.train import crossvalidation, linear, weights
 from mlip_pace.train.crossvalidation import Errors
 
-START = 5.0  # Å; where the climb begins
 FUNCTIONS = (125, 250, 500, 1000)  # of each element
-USUAL = 500  # functions with which the cutoff is looked for, where both are left to us
 ROWS_PER_COEFFICIENT = 24  # rows of forces that a basis is judged by
 TRIED = "tried.json"
 
@@ -64,18 +62,10 @@ class Searched:
     warnings: list[str] = field(default_factory=list)
 
 
-def first(settings: BasisSettings) -> tuple[float, int]:
-    """Cutoff (Å) and number of functions as they are set, or where the search begins."""
-    return (
-        START if settings.cutoff == "auto" else settings.cutoff,
-        USUAL if settings.functions == "auto" else settings.functions,
-    )
-
-
 def wanted(settings: BasisSettings) -> list[tuple[float, int]]:
     """The cutoffs and numbers of functions that might be tried, in the order of the search."""
-    cutoff, functions = first(settings)
-    cutoffs = sorted(CUTOFFS, key=lambda value: abs(value - START)) if settings.cutoff == "auto" else [cutoff]
+    cutoff, functions = settings.first
+    cutoffs = sorted(CUTOFFS, key=lambda value: abs(value - cutoff)) if settings.cutoff == "auto" else [cutoff]
     counts = [n for n in FUNCTIONS if n != functions] if settings.functions == "auto" else []
     if len(cutoffs) == 1 and not counts:
         return []
@@ -86,7 +76,8 @@ def search(
     folder: Path, target: pd.DataFrame, build: Build, settings: BasisSettings, training: TrainingSettings, compute: Compute
 ) -> Searched:  # fmt: skip
     """The stage: find what the settings leave open. What has been tried is in `tried.json`, and is not tried again."""
-    cutoff, functions = first(settings)
+    weights.refuse_unknown(target, training.weights)
+    cutoff, functions = settings.first
     if "auto" not in (settings.cutoff, settings.functions):
         return Searched(cutoff, functions)
     frame = sample(target[target[SPLIT] == TRAIN], build(cutoff, functions), training.seed)
@@ -104,7 +95,7 @@ def search(
         return tried[-1].log_evidence
 
     if settings.cutoff == "auto":
-        cutoff = climb(CUTOFFS, START, lambda value: evidence(value, functions))
+        cutoff = climb(CUTOFFS, cutoff, lambda value: evidence(value, functions))
     if settings.functions == "auto":
         functions = max(_possible(build, cutoff), key=lambda count: evidence(cutoff, count))
     warnings = []
@@ -155,7 +146,7 @@ def _try(
     """Fit a basis to some structures."""
     begin = time.monotonic()
     on = build(*tried)
-    labelled = linear.labelled(frame, training.weighting)
+    labelled = linear.labelled(frame, training)
     solution, validated = crossvalidation.validate(labelled, frame[GROUP].tolist(), on, kappa, workers)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         written = Path(name) / "tried.yaml"

@@ -38,6 +38,37 @@ def test_copies_of_one_structure_are_no_reproach():
     assert evaluate.worse_than_nothing(one, {"energy_rmse": 1e-4, "forces_rmse": 1e-3}) == []
 
 
+def predicted(energies, forces, kinds):
+    """Structures of two atoms with errors of energy (eV/atom) and of each force component (eV/Å)."""
+    many = pd.concat([frame().iloc[:1]] * len(energies), ignore_index=True)
+    return many.assign(
+        energy_pred=[-12.0 + 2 * gap for gap in energies],
+        forces_pred=[one + gap for one, gap in zip(many[dataset.FORCES], forces, strict=True)],
+        **{dataset.SOURCE: [f"a.xyz#{n}" for n in range(len(many))], dataset.CONFIG_TYPE: kinds},
+    )
+
+
+def test_what_has_most_of_the_errors_is_named():
+    kinds = ["gas"] * 4 + ["bulk"] * 36
+    even = predicted([0.01] * 40, [0.1] * 40, kinds)
+    assert evaluate.ruled_by_few(even) == []
+    one = predicted([0.01] * 39 + [0.1], [0.1] * 40, kinds)
+    assert evaluate.ruled_by_few(one) == ["a.xyz#39 has 72% of the squared errors of energies: look at its labels"]
+    (said,) = evaluate.ruled_by_few(predicted([0.01] * 40, [1.0] * 4 + [0.1] * 36, kinds))
+    assert said.startswith("config_type gas, 10% of the training structures, has 92% of the squared errors of forces")
+    assert evaluate.ruled_by_few(one.iloc[-10:]) == []  # of so few one may well have most
+
+
+def test_test_errors_many_times_those_of_training_are_said():
+    train = {"energy_mae": 0.002, "forces_mae": 0.05}
+    for energy, forces, said in ((0.007, 0.19, []), (0.02, 0.06, ["energy"]), (0.003, 0.5, ["forces"])):
+        found = evaluate.beyond_training({"train": train, "test": {"energy_mae": energy, "forces_mae": forces}})
+        assert [sentence.split()[1] for sentence in found] == said
+    tiny = {"energy_mae": 1e-6, "forces_mae": 1e-5}
+    assert evaluate.beyond_training({"train": tiny, "test": {"energy_mae": 1e-3, "forces_mae": 1e-2}}) == []
+    assert evaluate.beyond_training({"train": train}) == []
+
+
 def test_a_fit_that_is_worse_than_nothing_is_no_success(tmp_path):
     """pacemaker from zero, stopped after one iteration: it does not even know the mean energy. Published, marked, not 0."""
     code, events, last = mlip_pace(tmp_path, TRAINING_START="zero", TRAINING_MAX_EPOCHS=1)

@@ -167,10 +167,11 @@ def test_rounding_does_not_pass_for_evidence():
 
 @pytest.mark.parametrize("weighting", ["uniform", "energy"])
 def test_weights_sum_to_one(target, weighting):
-    w_energy, w_forces = loss_weights(target, weighting)
-    assert w_energy.sum() == pytest.approx(1)
-    assert sum(w.sum() for w in w_forces) == pytest.approx(1)
-    assert [len(w) for w in w_forces] == [len(a) for a in target[dataset.ATOMS]]
+    weights = loss_weights(target, TrainingSettings(weighting=weighting))
+    assert weights.energy.sum() == pytest.approx(1)
+    assert sum(w.sum() for w in weights.forces) == pytest.approx(1)
+    np.testing.assert_array_equal(weights.virial, weights.energy)
+    assert [len(w) for w in weights.forces] == [len(a) for a in target[dataset.ATOMS]]
 
 
 def test_energy_weights_are_those_of_pacemaker_on_dft_values(target):
@@ -183,9 +184,9 @@ def test_energy_weights_are_those_of_pacemaker_on_dft_values(target):
     theirs = pd.DataFrame({**columns, "NUMBER_OF_ATOMS": ours[dataset.ATOMS].map(len)})
     theirs["energy_corrected_per_atom"] = energy / theirs.NUMBER_OF_ATOMS
     theirs = EnergyBasedWeightingPolicy(energy="cohesive", DElow=100, DEup=1000).generate_weights(theirs).sort_index()
-    w_energy, w_forces = loss_weights(ours, "energy")
-    np.testing.assert_allclose(w_energy, theirs.w_energy, rtol=1e-9)
-    np.testing.assert_allclose(np.concatenate(w_forces), np.concatenate(list(theirs.w_forces)), rtol=1e-9)
+    weights = loss_weights(ours, TrainingSettings(weighting="energy"))
+    np.testing.assert_allclose(weights.energy, theirs.w_energy, rtol=1e-9)
+    np.testing.assert_allclose(np.concatenate(weights.forces), np.concatenate(list(theirs.w_forces)), rtol=1e-9)
 
 
 def rendered(tmp_path, target, potential, **settings):

@@ -14,12 +14,13 @@ from mlip_pace import reference
 from mlip_pace.ace import basis
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import find_files
+from mlip_pace.errors import DataError, SettingsError
 from mlip_pace.reference import Reference
 from mlip_pace.run.compute import Compute
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
 from mlip_pace.train import fit, linear
 from mlip_pace.train.pacemaker import PacemakerRunner
-from mlip_pace.train.weights import loss_weights
+from mlip_pace.train.weights import loss_weights, refuse_unknown, warnings
 
 
 def two_dimers():
@@ -39,13 +40,45 @@ def two_dimers():
 
 def test_weights_of_the_choice_are_weights_of_the_loss():
     frame = two_dimers().assign(**{dataset.WEIGHT: [1.0, 3.0]})
-    w_energy, w_forces = loss_weights(frame, "uniform")
-    np.testing.assert_allclose(w_energy, [0.25, 0.75])
-    np.testing.assert_allclose(np.concatenate(w_forces), [0.125, 0.125, 0.375, 0.375])
+    weights = loss_weights(frame, TrainingSettings())
+    np.testing.assert_allclose(weights.energy, [0.25, 0.75])
+    np.testing.assert_allclose(np.concatenate(weights.forces), [0.125, 0.125, 0.375, 0.375])
     one, other = linear.labelled(frame)
     # (1 - κ) w_E / N² for the energy, κ w_F for each component of a force.
     np.testing.assert_allclose(one.weights(0.1), [0.9 * 0.25 / 4, *[0.1 * 0.125] * 6])
     np.testing.assert_allclose(other.weights(0.1), [0.9 * 0.75 / 4, *[0.1 * 0.375] * 6])
+
+
+def test_weights_of_a_user_are_weights_of_the_loss():
+    """By config_type, of one label alone, and of structures in the data; κ is 0.1, the dimers have 2 atoms and 6 components."""
+    frame = two_dimers().assign(
+        **{dataset.CONFIG_TYPE: ["Surface (111)", "bulk"], "virial": [np.ones(6)] * 2, "forces_weight": [1.0, 4.0]}
+    )
+    training = TrainingSettings(weights={"Surface (111)": 3, "bulk:energy": 9, "bulk:stress": 0.5})
+    weights = loss_weights(frame, training)
+    np.testing.assert_allclose(weights.energy, [3 / 12, 9 / 12])
+    np.testing.assert_allclose(np.concatenate(weights.forces), [3 / 14, 3 / 14, 4 / 14, 4 / 14])
+    np.testing.assert_allclose(weights.virial, [3 / 12, 0.5 / 12])
+    _, bulk = linear.labelled(frame, training)
+    virial = linear.STRESS * 0.1 * (0.5 / 12) / 4
+    np.testing.assert_allclose(bulk.weights(0.1), [0.9 * 0.75 / 4, *[0.1 * 4 / 14] * 6, *[virial] * 6])
+
+
+def test_a_weight_of_what_is_not_there_is_refused():
+    frame = two_dimers().assign(**{dataset.CONFIG_TYPE: ["Surface", "bulk"]})
+    refuse_unknown(frame, {"Surface": 2, "bulk:forces": 0})
+    for name in ("surface", "bulk:force", "energy", "Surface:energy:x"):
+        with pytest.raises(SettingsError, match="no training structure has the config_type"):
+            refuse_unknown(frame, {name: 2})
+    with pytest.raises(DataError, match="all weights of the energies or of the forces are zero"):
+        loss_weights(frame, TrainingSettings(weights={"Surface": 0, "bulk:energy": 0}))
+
+
+def test_few_structures_that_rule_the_fit_are_warned_of():
+    frame = pd.concat([two_dimers()] * 30, ignore_index=True).assign(**{dataset.CONFIG_TYPE: ["one", *["other"] * 59]})
+    assert warnings(loss_weights(frame, TrainingSettings())) == []
+    (said,) = warnings(loss_weights(frame, TrainingSettings(weights={"one": 1000})))
+    assert "the weights of the 60 training structures are as good as those of 1.1" in said
 
 
 @pytest.mark.parametrize("to_chosen", [True, False])
