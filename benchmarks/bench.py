@@ -132,7 +132,7 @@ def predict(train, test, functions):
         run([BIN / "mlip-pace"], {f"MLIP_PACE_{key}": str(value) for key, value in settings.items()})
         pacemaker_input(folder, train, test, functions)
         ours = [BIN / "mlip-pace", "predict", "out/potential.json", train, "predicted.xyz"]
-        theirs = [BIN / "pacemaker", "input.yaml", "--no-fit", "--potential", "out/work/4-train/potential.yaml"]
+        theirs = [BIN / "pacemaker", "input.yaml", "--no-fit", "--potential", "out/work/5-train/potential.yaml"]
         return {
             "mlip-pace predict TRAIN": run(ours, folder=folder),
             "pacemaker input.yaml --no-fit (TRAIN and TEST)": run(theirs, folder=folder),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlip_pace import estimate, job, reference, telling
+from mlip_pace import estimate, job, reference
 from mlip_pace.ace import basis, core
 from mlip_pace.ace.basis import Basis
 from mlip_pace.collect import dataset
@@ -18,6 +18,7 @@ from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import JobError
 from mlip_pace.job import Inputs
 from mlip_pace.publish import potential
+from mlip_pace.report import telling
 from mlip_pace.run import gpu
 from mlip_pace.run.log import Journal
 from mlip_pace.settings import Settings

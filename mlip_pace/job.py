@@ -22,7 +22,7 @@ import pandas as pd
 from ase import Atoms
 from filelock import FileLock, Timeout
 
-from mlip_pace import reference, selection, telling
+from mlip_pace import reference, selection
 from mlip_pace.ace import basis, core
 from mlip_pace.ace.basis import Basis, BasisFile, Section
 from mlip_pace.collect import dataset
@@ -33,6 +33,7 @@ from mlip_pace.errors import BusyError, GateError, JobError, OtherResultError, S
 from mlip_pace.publish import evaluate, potential, sidecar
 from mlip_pace.publish.potential import SIDECAR, Potential
 from mlip_pace.reference import Subtracted
+from mlip_pace.report import telling
 from mlip_pace.run import child, gpu, limits
 from mlip_pace.run.compute import Compute
 from mlip_pace.run.log import Journal
@@ -92,10 +93,9 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         share = replace(compute, deadline=begin + SEARCH_SHARE * (settings.run.time_limit or math.inf))
         searched = stage(stages.basis, Searched, lambda folder: search.search(
             folder, _frame(stages.subtract, "target"), inputs.builder(collected.elements, shortest), inputs.basis_settings,
-            settings.training, share))  # fmt: skip
+            settings.training, share, partial(telling.say_tried, journal)))  # fmt: skip
         telling.say_searched(journal, searched)
         built = inputs.builder(collected.elements, shortest)(searched.cutoff, searched.functions)
-
         selected = stage(stages.select, Selected, lambda folder: selection.select(
             folder, _frame(stages.subtract, "target"), built, settings.selection, compute.threads,
             settings.training.max_epochs))  # fmt: skip

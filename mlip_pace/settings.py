@@ -292,7 +292,7 @@ def rows() -> list[tuple[str, str, str, str, str]]:
     for group, cls in GROUPS.items():
         properties = cls.model_json_schema()["properties"]
         for field, info in cls.model_fields.items():
-            default = "none" if info.default is None else str(info.default)
+            default = "none" if info.default in (None, {}) else str(info.default)
             kind = _kind(properties[field])
             result.append(
                 (f"{PREFIX}{group.upper()}_{field.upper()}", kind, default, properties[field]["unit"], info.description or "")

@@ -75,7 +75,7 @@ def test_the_sidecar_says_how_it_was_made(sidecar):
 def test_the_published_errors_are_those_of_the_published_files(trained, sidecar):
     frames = read(DATA, ":")
     tested = sidecar.metadata["errors"]["test"]
-    sources = json.loads((trained / "work" / "3-select" / "chosen.json").read_text())
+    sources = json.loads((trained / "work" / "4-select" / "chosen.json").read_text())
     chosen = [int(source.split("#")[1]) for source in sources]
     calculator = load_calculator(trained / "potential.json")
     energies, forces = [], []
@@ -200,7 +200,7 @@ def test_a_kill_at_any_time_leaves_a_true_result_or_none(tmp_path, delay):
 def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     settings = {"TRAINING_MAX_EPOCHS": 40, "TRAINING_EARLY_STOPPING_GAIN": 0, "TRAINING_OPTIMIZER": "BFGS"}
     job = started(tmp_path, **settings)
-    attempt = tmp_path / "work" / "4-train.part" / "attempt-1"
+    attempt = tmp_path / "work" / "5-train.part" / "attempt-1"
     wait_for(lambda: (attempt / "checkpoint.yaml").exists())
     job.kill()
     job.wait()
@@ -214,7 +214,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     assert mlip_pace(tmp_path / "whole", **settings)[0] == 0
     whole = Potential.load(tmp_path / "whole" / "potential.json").metadata["training"]["loss"]
     first = float(
-        (tmp_path / "whole" / "work" / "4-train" / "attempt-1" / "metrics.txt").read_text().splitlines()[1].split()[3]
+        (tmp_path / "whole" / "work" / "5-train" / "attempt-1" / "metrics.txt").read_text().splitlines()[1].split()[3]
     )
     assert abs(training["loss"] - whole) < 0.25 * (first - whole)  # BFGS begins anew with the curvature
 
@@ -222,7 +222,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_ends_the_job_with_its_code(tmp_path, number, code):
     job = started(tmp_path, TRAINING_MAX_EPOCHS=1000, TRAINING_EARLY_STOPPING_GAIN=0, TRAINING_OPTIMIZER="BFGS")
-    wait_for(lambda: (tmp_path / "work" / "4-train.part" / "attempt-1" / "input.yaml").exists())
+    wait_for(lambda: (tmp_path / "work" / "5-train.part" / "attempt-1" / "input.yaml").exists())
     job.send_signal(number)
     last = json.loads(job.communicate(timeout=20)[0].splitlines()[-1])
     assert job.returncode == last["code"] == code
@@ -234,7 +234,7 @@ def test_a_signal_ends_the_job_with_its_code(tmp_path, number, code):
 def test_a_second_run_on_the_same_output_is_refused(tmp_path):
     job = started(tmp_path, TRAINING_MAX_EPOCHS=1000, TRAINING_EARLY_STOPPING_GAIN=0, TRAINING_OPTIMIZER="BFGS")
     try:
-        wait_for(lambda: (tmp_path / "work" / "4-train.part").exists())
+        wait_for(lambda: (tmp_path / "work" / "5-train.part").exists())
         assert mlip_pace(tmp_path)[0] == 75
     finally:
         job.kill()
@@ -447,7 +447,7 @@ def test_by_default_the_radial_functions_are_refined_by_variable_projection(tmp_
     assert code == 0, events
     metadata = Potential.load(tmp_path / "potential.json").metadata
     assert metadata["training"]["iterations"] == 2
-    header, *rows = (tmp_path / "work" / "4-train" / "least-squares" / "test_metrics.txt").read_text().splitlines()
+    header, *rows = (tmp_path / "work" / "5-train" / "least-squares" / "test_metrics.txt").read_text().splitlines()
     table = [dict(zip(header.split(), map(float, row.split()), strict=True)) for row in rows]
     assert [row["iter_num"] for row in table] == [0, 1, 2]
     # The core (core.py) is set after the fit, below all distances of the training data.

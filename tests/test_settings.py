@@ -163,4 +163,4 @@ def test_empty_variables_in_a_real_process():
     environ = {**os.environ, **dict.fromkeys(names, "")}
     code = "from mlip_pace.sources import load; s = load(); print(s.data.test_path, s.training.override, s.basis.cutoff)"
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["None", "None", "5.0"]
+    assert done.stdout.split() == ["None", "None", "auto"]

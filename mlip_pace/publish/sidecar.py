@@ -58,7 +58,10 @@ def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages
             "functions": made.selected.functions,
             "parameters": made.selected.parameters,
             "shortest": made.subtracted.shortest,
-            **{name: value for name, value in asdict(made.searched).items() if name not in ("functions", "warnings")},
+            "cutoff": made.searched.cutoff,
+            "functions_at_most": made.searched.functions,
+            "tried": [asdict(one) for one in made.searched.tried],
+            "structures": made.searched.structures,  # that they were judged by
         },
         "training": {"settings": settings.training.model_dump(mode="json"), **measured(made.trained)},
         "selection": measured(made.selected),

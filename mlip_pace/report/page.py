@@ -17,6 +17,7 @@ from mlip_pace.collect.frames import load_frame
 from mlip_pace.publish.potential import Potential
 from mlip_pace.report import figures
 from mlip_pace.report.accuracy import errors_section, parity_section, where_section
+from mlip_pace.report.evidence import basis_section, validation_section
 from mlip_pace.report.learning import learning_section, selection_section
 from mlip_pace.report.made import audit_section, made_section
 from mlip_pace.report.physics import dimer_section, volume_section
@@ -36,6 +37,8 @@ def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path, workers
         parity_section(frame),
         where_section(frame),
         learning_section(metadata, fitted),
+        validation_section(metadata),
+        basis_section(metadata),
         dimer_section(potential, fitted / "potential.yace", calculator.cutoff),
         volume_section(potential, frame, calculator),
         selection_section(metadata, frame, chosen),

@@ -170,7 +170,7 @@ def solve(normal: Normal, scale: Array) -> Solution:
     lam: float = max(map(float, allowed), key=log_evidence)
     scaled = projected / (values + lam)
     loss = normal.square - float(scaled @ (2 * projected - values * scaled))
-    return Solution(scale * (vectors @ scaled), lam, log_evidence(lam), loss, lam == allowed[0])
+    return Solution(scale * (vectors @ scaled), lam, log_evidence(lam), loss, bool(lam == allowed[0]))
 
 
 def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:

@@ -73,9 +73,13 @@ def wanted(settings: BasisSettings) -> list[tuple[float, int]]:
 
 
 def search(
-    folder: Path, target: pd.DataFrame, build: Build, settings: BasisSettings, training: TrainingSettings, compute: Compute
+    folder: Path, target: pd.DataFrame, build: Build, settings: BasisSettings, training: TrainingSettings, compute: Compute,
+    tell: Callable[[Tried], None] = lambda _: None,
 ) -> Searched:  # fmt: skip
-    """The stage: find what the settings leave open. What has been tried is in `tried.json`, and is not tried again."""
+    """The stage: find what the settings leave open, and `tell` what is tried.
+
+    What has been tried is in `tried.json`, and is not tried again.
+    """
     weights.refuse_unknown(target, training.weights)
     cutoff, functions = settings.first
     if "auto" not in (settings.cutoff, settings.functions):
@@ -92,6 +96,7 @@ def search(
             return -np.inf
         tried.append(_try(folder, (cutoff, functions), build, frame, training, kappa, compute.threads))
         write_whole(folder / TRIED, json.dumps([asdict(one) for one in tried], indent=1))
+        tell(tried[-1])
         return tried[-1].log_evidence
 
     if settings.cutoff == "auto":

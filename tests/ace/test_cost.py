@@ -7,10 +7,9 @@ import pytest
 from ase.build import bulk
 
 from mlip_pace import reference
-from mlip_pace.ace import basis
+from mlip_pace.ace import basis, cost
 from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.ace.files import convert, write_linear
-from mlip_pace.publish import cost
 from mlip_pace.publish.potential import Potential
 from mlip_pace.settings import BasisSettings
 

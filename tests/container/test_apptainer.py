@@ -72,7 +72,7 @@ def test_it_runs(desk, options):
 def test_it_stops_on_term_and_goes_on(desk):
     run = "apptainer run --containall --env-file mlip-pace.env --env MLIP_PACE_TRAINING_MAX_EPOCHS=1"
     run += " --bind data:/data:ro --bind stopped:/out mlip-pace.sif"
-    started = "stopped/work/4-train.part/attempt-1/output.log"
+    started = "stopped/work/5-train.part/attempt-1/output.log"
     done = as_tester(f"mkdir stopped; {run} & until [ -e {started} ]; do sleep 0.1; done; kill $!; wait $!")
     assert done.returncode == 143, done.stdout + done.stderr
     assert last_line(done.stdout)["code"] == 143

@@ -33,7 +33,7 @@ def in_stage(out, *names):
 
 
 def attempt(out, number=1):
-    return out / "work" / "4-train.part" / f"attempt-{number}"
+    return out / "work" / "5-train.part" / f"attempt-{number}"
 
 
 def stop(job):
@@ -115,7 +115,7 @@ def test_too_little_memory_is_said_and_the_next_attempt_takes_less(out):
     limit = {"mem_limit": "450m", "memswap_limit": "450m"}
     with Job(out, options=limit, TRAINING_BATCH_SIZE=4, TRAINING_MAX_EPOCHS=1) as job:
         code, last, said = job.wait(), job.last, job.lines()
-    attempts = [json.loads(file.read_text()) for file in sorted(out.glob("work/4-train*/attempt-*/attempt.json"))]
+    attempts = [json.loads(file.read_text()) for file in sorted(out.glob("work/5-train*/attempt-*/attempt.json"))]
     sizes = [each["batch_size"] for each in attempts]
     assert "out of memory" in attempts[0]["ended"]
     assert attempts[0]["out_of_memory"]

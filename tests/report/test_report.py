@@ -44,7 +44,7 @@ def panels(page):
 def predicted(trained, sidecar):
     """Every used structure with DFT and with what the published files say now: nothing of the stages' own predictions."""
     calculator, frames, rows = load_calculator(trained / "potential.json"), read(EXAMPLES, ":"), []
-    table = load_frame(trained / "work" / "5-evaluate" / "predictions.pckl.gzip")
+    table = load_frame(trained / "work" / "6-evaluate" / "predictions.pckl.gzip")
     e0 = sidecar.metadata["e0"]["energies"]
     for source, subset in zip(table.source, table.subset, strict=True):
         labelled = frames[int(source.split("#")[1])]
@@ -112,7 +112,7 @@ def test_errors_by_distance_and_by_force(panels, predicted, sidecar):
 
 
 def test_learning_curve(panels, trained):
-    train = trained / "work" / "4-train"
+    train = trained / "work" / "5-train"
     for column, name in (("loss", "loss"), ("rmse_epa", "rmse-epa"), ("rmse_f_comp", "rmse-f-comp")):
         layers = {layer["label"]: layer for layer in panels[f"learning-{name}"]["layers"]}
         for label, file in (("train", "metrics.txt"), ("test", "test_metrics.txt")):
@@ -161,7 +161,7 @@ def test_equations_of_state(panels, predicted, trained, sidecar):
 
 
 def test_selection_and_errors_by_type(panels, predicted, trained, sidecar):
-    sources = list(json.loads((trained / "work" / "3-select" / "chosen.json").read_text()))
+    sources = list(json.loads((trained / "work" / "4-select" / "chosen.json").read_text()))
     panel = panels["chosen"]
     chosen, left = panel["layers"]
     for kind, n, m in zip(panel["categories"], chosen["x"], left["x"], strict=True):
@@ -184,7 +184,7 @@ def test_selection_and_errors_by_type(panels, predicted, trained, sidecar):
 
 
 def test_leverages_of_what_was_not_chosen(trained, sidecar, tmp_path):
-    frame = load_frame(trained / "work" / "5-evaluate" / "predictions.pckl.gzip")
+    frame = load_frame(trained / "work" / "6-evaluate" / "predictions.pckl.gzip")
     frame["subset"] = ["left_out"] * 10 + ["train"] * (len(frame) - 10)
     grades = {source: 0.001 * (n + 1) for n, source in enumerate(frame.source[:10])}
     (tmp_path / "grades.json").write_text(json.dumps(grades))

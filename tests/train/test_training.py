@@ -298,7 +298,7 @@ def test_any_number_of_functions_for_any_number_of_elements_is_fitted_or_refused
         atoms = bulk("Al", cubic=True) * (2, 1, 1)
         atoms.rattle(0.1, rng=rng)
         atoms.symbols = rng.choice(symbols, len(atoms))
-        weights = (1 / 12, np.full(len(atoms), 1 / 96))
+        weights = (1 / 12, np.full(len(atoms), 1 / 96), 1 / 12)
         structures.append(linear.Labelled(atoms, float(rng.normal()), rng.normal(size=(len(atoms), 3)), None, *weights))
     pairs = ["-".join(pair) for pair in combinations_with_replacement(symbols, 2)]
     settings = BasisSettings.model_construct(functions=functions, body_order=body_order)

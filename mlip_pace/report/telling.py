@@ -9,7 +9,7 @@ from mlip_pace.reference import Subtracted
 from mlip_pace.run.log import Journal
 from mlip_pace.selection import Selected
 from mlip_pace.train.fit import Trained
-from mlip_pace.train.search import Searched
+from mlip_pace.train.search import Searched, Tried
 
 
 def say_warnings(journal: Journal, warnings: Sequence[str]) -> None:
@@ -39,16 +39,16 @@ def say_subtracted(journal: Journal, subtracted: Subtracted) -> None:
     journal.say(f"reference {ref.form}" + (f", {ref.inner:g} to {ref.outer:g} Å" if ref.kind != "none" else ""))
 
 
+def say_tried(journal: Journal, one: Tried) -> None:
+    step = f", {one.md_step_us_per_atom:g} µs an atom and step" if one.md_step_us_per_atom is not None else ""
+    held_out = ""
+    if one.errors:
+        held_out = f", held out {1e3 * one.errors.energy_mae:.2f} meV/atom and {one.errors.forces_mae:.4f} eV/Å (MAE)"
+    journal.say(f"{one.cutoff:g} Å, {one.functions} functions: log evidence {one.log_evidence:.0f}{held_out}{step}")
+
+
 def say_searched(journal: Journal, searched: Searched) -> None:
     say_warnings(journal, searched.warnings)
-    for one in searched.tried:
-        step = f", {one.md_step_us_per_atom:g} µs an atom and step" if one.md_step_us_per_atom is not None else ""
-        errors = (
-            f", held out {1e3 * one.errors.energy_mae:.2f} meV/atom and {one.errors.forces_mae:.4f} eV/Å (MAE)"
-            if one.errors
-            else ""
-        )
-        journal.say(f"{one.cutoff:g} Å, {one.functions} functions: log evidence {one.log_evidence:.0f}{errors}{step}")
     if searched.tried:
         journal.say(f"{searched.cutoff:g} Å, {searched.functions} functions, by evidence of {searched.structures} structures")
 
