@@ -90,7 +90,7 @@ def pacemaker_input(folder, train, test, functions):
     template = (Path(pyace.__file__).parent / "data" / "input_template.yaml").read_text()
     settings = DataSettings.model_construct(test_fraction=0.0)
     pieces = (dataset.structures_of(find_files(path)) for path in (train, test))
-    frames, about = dataset.assemble(*pieces, dataset.Rules(settings, cutoff=CUTOFF))
+    frames, about = dataset.assemble(*pieces, dataset.Rules(settings, cutoffs=[CUTOFF]))
     frames["energy_corrected"], frames["forces"] = frames[dataset.ENERGY] - frames[dataset.ENERGY_ATOMS], frames[dataset.FORCES]
     is_test = frames[dataset.SPLIT] == dataset.TEST
     for part, rows in (("train", frames[~is_test]), ("test", frames[is_test])):
@@ -148,7 +148,7 @@ def collect(train):
         begin = time.monotonic()
         files = find_files(name)
         settings = DataSettings.model_construct(test_fraction=0.0, max_rejected=1.0)
-        _, about = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(settings, cutoff=CUTOFF, workers=2))
+        _, about = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(settings, cutoffs=[CUTOFF], workers=2))
         ours = {"seconds": round(time.monotonic() - begin, 2), "structures": about.read}
         theirs = run([BIN / "pace_collect", "-wd", name], folder=name)
     return {"ours": ours, "pace_collect": theirs}
@@ -184,7 +184,7 @@ def ace_jax(train, test, program):
 def labelled(train, functions):
     """The structures with their labels and weights, and the potential section."""
     settings = DataSettings.model_construct(test_fraction=0.0)
-    frames, about = dataset.assemble(dataset.structures_of(find_files(train)), None, dataset.Rules(settings, cutoff=CUTOFF))
+    frames, about = dataset.assemble(dataset.structures_of(find_files(train)), None, dataset.Rules(settings, cutoffs=[CUTOFF]))
     target = reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, CUTOFF), frames)
     shortest = reference.shortest_distances(target[dataset.ATOMS], CUTOFF)
     potential = basis.section(BasisSettings.model_construct(functions=functions), about.elements, shortest)

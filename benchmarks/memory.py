@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--atoms", type=int, default=500)
     given = parser.parse_args()
     data = DataSettings.model_construct(test_fraction=0.0)
-    frames, about = dataset.assemble(dataset.structures_of(find_files(given.data)), None, dataset.Rules(data, cutoff=CUTOFF))
+    frames, about = dataset.assemble(dataset.structures_of(find_files(given.data)), None, dataset.Rules(data, cutoffs=[CUTOFF]))
     target = reference.delta(reference.choose(ReferenceSettings.model_construct(), frames, CUTOFF), frames)
     target = target[target[dataset.ATOMS].map(len) > 50].iloc[:40]
     shortest = reference.shortest_distances(target[dataset.ATOMS], CUTOFF)

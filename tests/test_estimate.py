@@ -30,7 +30,7 @@ FACTOR = 10  # between what is expected and what is measured; machines are share
 def target():
     """The example: 101 structures with what ACE is to learn of them."""
     files = dataset.structures_of(find_files(str(EXAMPLES)))
-    frames, _ = dataset.assemble(files, None, dataset.Rules(DataSettings(test_fraction=0.0), cutoff=CUTOFF))
+    frames, _ = dataset.assemble(files, None, dataset.Rules(DataSettings(test_fraction=0.0), cutoffs=[CUTOFF]))
     return reference.delta(reference.choose(ReferenceSettings(), frames, CUTOFF), frames)
 
 

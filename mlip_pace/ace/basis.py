@@ -9,15 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlip_pace.ace.expansion import Expansion, Pair
 from mlip_pace.arrays import Array
 from mlip_pace.errors import DataError, SettingsError
 from mlip_pace.reference import pair_name
 from mlip_pace.settings import BasisSettings
+
+if TYPE_CHECKING:  # whoever only predicts needs no compiler
+    from mlip_pace.ace.expansion import Expansion, Pair
 
 # nradmax and lmax for correlation orders 1, 2, ... (body order minus one), by number of different elements in a function.
 _ORDERS = {
@@ -163,6 +165,8 @@ def size(basis: Basis) -> Size:
 
 def expansion(basis: Basis) -> Expansion:
     """The basis in arrays: its functions and the derivatives by its coefficients."""
+    from mlip_pace.ace.expansion import Expansion
+
     return Expansion(basis_set(basis))
 
 

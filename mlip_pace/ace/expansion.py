@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from scipy.interpolate import CubicHermiteSpline
-from scipy.sparse import csr_array
 
-from mlip_pace.ace.functions import Functions, Variables
-from mlip_pace.ace.harmonics import harmonics
-from mlip_pace.arrays import VOIGT, Array, Integers
+from mlip_pace.ace import kernels
+from mlip_pace.ace.functions import Complex, Functions, Variables
+from mlip_pace.ace.harmonics import tables
+from mlip_pace.arrays import Array, Integers
 from mlip_pace.collect.neighbours import neighbours
 
 Pair = tuple[int, int]  # numbers of two elements, the smaller first
@@ -46,37 +45,45 @@ class _Joined:
     distance: Array
     direction: Array  # (bonds, 3), from the centre to the neighbour
     spans: list[slice]  # the atoms of each structure
+    structure: Integers  # (atoms,): of which an atom is
 
 
 @dataclass(frozen=True)
 class _Bonds:
-    """Of some centres (numbers among these) with one element of neighbours."""
+    """Of some centres (numbers among these) with one element of neighbours; a link is a centre and an atom that it sees, be it
+    in several cells."""
 
-    centre: Integers  # (bonds,)
-    neighbour: Integers
+    centre: Integers  # (bonds,), ascending
+    link: Integers
     distance: Array
     direction: Array  # (bonds, 3)
     g: Array  # (bonds, k)
     dg: Array
     y: Array  # (bonds, lm)
     dy: Array  # (bonds, 3, lm): the derivatives of y by the direction
-
-
-@dataclass(frozen=True)
-class _Surroundings:
-    """What some centres see of one element of neighbours: the variables and their derivatives by the places of atoms."""
-
-    x: Array  # (centres, width)
-    x_by_place: Array  # (links, 3, width); a link is a centre and an atom that it sees, be it in several cells
-    x_by_strain: Array  # (centres, 6, width)
-    sums: Array  # (centres, k, lm): Σ_j g_k Y_lm, of which the variables are linear combinations
-    sums_by_place: Array  # (links, 3, k, lm)
-    sums_by_strain: Array  # (centres, 6, k, lm)
     atoms: Integers  # (links,)
     first: Integers  # (centres + 1,): where the links of a centre begin
 
     def links(self, centre: int) -> slice:
         return slice(self.first[centre], self.first[centre + 1])
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What some centres see of one element of neighbours: Σ over bonds, and their derivatives by places and strains.
+
+    Of each centre the derivatives by places are a block (quantities, 3 links), one after the other in `by_place`.
+    """
+
+    bonds: _Bonds
+    total: Array  # (centres, quantities)
+    by_place: Array
+    by_strain: Array  # (centres, 6 or 0, quantities)
+
+    def block(self, centre: int) -> Array:
+        """(quantities, 3 links)."""
+        links, size = self.bonds.links(centre), self.total.shape[1]
+        return self.by_place[3 * size * links.start : 3 * size * links.stop].reshape(size, -1)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,8 @@ class Expansion:
         self.nk, self.nr, self.lmax = int(basis.nradbase), int(basis.nradmax), int(basis.lmax)
         self.variables = Variables(len(self.elements), self.nk, self.nr, self.lmax)
         self.width = self.variables.width
-        self.splines: dict[Pair, CubicHermiteSpline] = {}
+        self.splines: dict[Pair, tuple[Array, Array]] = {}  # g_k and its slope at 1, 2, ... times GRID
+        self.ls, self.ms, self.legendre, self.derivative = tables(self.lmax)
         self.cutoffs: dict[Pair, float] = {}
         self.radial: dict[Pair, Array] = {}  # C_nlk
         self.shapes: dict[Pair, tuple[int, int, int]] = {}  # a pair may have fewer than others
@@ -122,10 +130,7 @@ class Expansion:
         for joined in self._joined(structures):
             values = [np.empty((len(joined.species), count)) for count in self.counts]
             for element, centres in self._blocks(joined):
-                bonds = [self._bonds(joined, element, s, centres) for s in range(len(self.elements))]
-                x = [_summed(self._variables(element, s, of), of.centre, len(centres)) for s, of in enumerate(bonds)]
-                densities = self.variables.densities(np.concatenate(x, axis=1))
-                values[element][centres] = self.of_element[element].values(densities)
+                values[element][centres] = self.of_element[element].values(self._densities(joined, element, centres))
             for span in joined.spans:
                 species = joined.species[span]
                 yield {self.elements[s]: values[s][span][species == s] for s in np.unique(species)}
@@ -146,73 +151,69 @@ class Expansion:
         if coefficients is not None:
             curvatures = [f.curvature(coefficients[c]) for f, c in zip(self.of_element, columns, strict=True)]
         for joined in self._joined(structures):
-            of_c = _Rows(len(joined.species), ends[-1], stress)
-            of_radial = _Rows(len(joined.species), sum(math.prod(self.shapes[pair]) for pair in pairs), stress)
+            of_c = _Rows(joined, ends[-1])
+            of_radial = _Rows(joined, sum(math.prod(self.shapes[pair]) for pair in pairs))
             for element, centres in self._blocks(joined):
-                surroundings = self._surroundings(joined, element, centres, bool(pairs), stress)
+                bonds = [self._bonds(joined, element, other, centres) for other in range(len(self.elements))]
+                seen = [self._variables(element, other, of, stress) for other, of in enumerate(bonds)]
+                sums = [self._sums(of, stress) for of in bonds] if coefficients is not None else []
                 functions = self.of_element[element]
-                densities = self.variables.densities(np.concatenate([seen.x for seen in surroundings], axis=1))
-                of_c.energies[centres, columns[element]] = functions.values(densities)
+                densities = self.variables.densities(np.concatenate([of.total for of in seen], axis=1))
                 hessians: Iterable[Array] = [np.empty(0)] * len(centres)
                 if coefficients is not None:
                     hessians = functions.hessians(curvatures[element], densities)
-                for n, (centre, by_x, by_xx) in enumerate(zip(centres, functions.slopes(densities), hessians, strict=True)):
-                    for s, seen in enumerate(surroundings):
-                        block, links = by_x[s * self.width : (s + 1) * self.width], seen.links(n)
-                        by_place, by_strain = _product(seen.x_by_place[links], block), seen.x_by_strain[n] @ block
-                        of_c.add(centre, seen.atoms[links], columns[element], by_place, by_strain)
+                for n, (centre, by_xx) in enumerate(zip(centres, hessians, strict=True)):
+                    whole, without = functions.products(densities[n])
+                    slopes = functions.slopes.times(without)
+                    of_c.energies[columns[element], joined.structure[centre]] += functions.mixing.times(whole)
+                    of_c.add_functions(centre, n, columns[element].start, slopes, functions, seen)
                     if coefficients is not None:
-                        energy = _Energy(element, n, centre, by_x @ coefficients[columns[element]], by_xx)
-                        self._add_radial(of_radial, pairs, energy, surroundings)
-            for span in joined.spans:
-                yield of_c.of(span), of_radial.of(span)
+                        along = slopes * coefficients[columns[element]][functions.slope_functions]
+                        by_x = np.zeros(self.variables.count)
+                        np.add.at(by_x, functions.slope_variables, along)
+                        self._add_radial(of_radial, pairs, _Energy(element, n, centre, by_x, by_xx), seen, sums)
+            for n in range(len(joined.spans)):
+                yield of_c.of(n, stress), of_radial.of(n, stress)
 
-    def _add_radial(self, rows: _Rows, pairs: Sequence[Pair], of: _Energy, surroundings: list[_Surroundings]) -> None:
+    def _add_radial(self, rows: _Rows, pairs: Sequence[Pair], of: _Energy, seen: list[_Seen], sums: list[_Seen]) -> None:
         """The derivatives of a centre's energy by C."""
-        element, n, centre, by_x = of.element, of.n, of.centre, of.by_x
-        blocks = [of.by_xx[s * self.width : (s + 1) * self.width] for s in range(len(surroundings))]
-        moved = [_product(seen.x_by_place[seen.links(n)], block) for seen, block in zip(surroundings, blocks, strict=True)]
-        strained = [seen.x_by_strain[n] @ block for seen, block in zip(surroundings, blocks, strict=True)]
+        element, n, centre = of.element, of.n, of.centre
+        blocks = [of.by_xx[:, s * self.width : (s + 1) * self.width] for s in range(len(seen))]
+        moved = [block @ one.block(n) for block, one in zip(blocks, seen, strict=True)]  # (variables, 3 links)
+        strained = [block @ one.by_strain[n].T for block, one in zip(blocks, seen, strict=True)]
         first = 0
         for pair in pairs:
             columns = slice(first, first := first + math.prod(self.shapes[pair]))
             if element not in pair:
                 continue
             other = pair[pair[0] == element]
-            sums = surroundings[other].sums[n]
-            rows.energies[centre, columns] += self._by_radial(pair, other, by_x, sums)
-            for s, seen in enumerate(surroundings):
-                links = seen.links(n)
-                by_place, by_strain = (self._by_radial(pair, other, by[s], sums) for by in (moved, strained))
-                if s == other:
-                    by_place += self._by_radial(pair, other, by_x, seen.sums_by_place[links])
-                    by_strain += self._by_radial(pair, other, by_x, seen.sums_by_strain[n])
-                rows.add(centre, seen.atoms[links], columns, by_place, by_strain)
+            mine = slice(other * self.width, (other + 1) * self.width)
+            total, by_x = sums[other].total[n], of.by_x[mine]
+            rows.energies[columns, rows.structure[centre]] += self._by_radial(pair, by_x[:, None], by_x, total)[:, 0]
+            for s, one in enumerate(seen):
+                places, strains = (sums[s].block(n), sums[s].by_strain[n].T) if s == other else (None, None)
+                by_place = self._by_radial(pair, moved[s][mine], by_x, total, places)
+                by_strain = self._by_radial(pair, strained[s][mine], by_x, total, strains)
+                rows.add(centre, one.bonds.atoms[one.bonds.links(n)], columns, by_place, by_strain)
 
-    def _by_radial(self, pair: Pair, other: int, by_x: Array, seen: Array) -> Array:
-        """Σ_m ∂E/∂x_nlm g_k Y_lm (..., coefficients of the pair), by_x (..., variables) or seen (..., k, lm) being of many."""
-        many = max(by_x.shape[:-1], seen.shape[:-2], key=len)
-        block = np.empty((*many, self.nr, self.lmax + 1, self.nk))
-        for l in range(self.lmax + 1):  # noqa: E741
-            first = other * self.width + self.nk + self.nr * l**2
-            slopes = by_x[..., first : first + self.nr * (2 * l + 1)].reshape(*by_x.shape[:-1], self.nr, 2 * l + 1)
-            harmonic = seen[..., l**2 : (l + 1) ** 2]
-            if seen.ndim == 2:
-                block[..., l, :] = _product(slopes, harmonic.T)
-            else:
-                block[..., l, :] = _product(harmonic, slopes.T).swapaxes(-1, -2)
-        n, l, k = self.shapes[pair]  # noqa: E741
-        return block[..., :n, :l, :k].reshape(*many, n * l * k)
+    def _by_radial(self, pair: Pair, moved: Array, by_x: Array, total: Array, places: Array | None = None) -> Array:
+        """`kernels.by_radial` for the coefficients of a pair of elements: (coefficients, coordinates)."""
+        count, nlm = moved.shape[1], (self.lmax + 1) ** 2
+        result = np.zeros((math.prod(self.shapes[pair]), count))
+        given = np.empty((self.nk, nlm, 0)) if places is None else np.ascontiguousarray(places).reshape(self.nk, nlm, count)
+        shape = np.array([*self.shapes[pair], self.nr, self.nk])
+        kernels.by_radial(shape, np.ascontiguousarray(moved), by_x, total.reshape(self.nk, nlm), given, result)
+        return result
 
-    def _spline(self, functions: Any, pair: Pair, cutoff: float) -> CubicHermiteSpline:
-        """g_k of a pair of elements."""
+    def _spline(self, functions: Any, pair: Pair, cutoff: float) -> tuple[Array, Array]:
+        """g_k of a pair of elements, and its slopes."""
         grid = np.arange(1, math.ceil(cutoff / GRID) + 1) * GRID
         values, slopes = [], []
         for r in grid:
             functions.evaluate(min(r, cutoff), self.nk, self.nr, *pair)
             values.append(np.array(functions.gr))
             slopes.append(np.array(functions.dgr))
-        return CubicHermiteSpline(grid, np.array(values), np.array(slopes))
+        return np.array(values), np.array(slopes)
 
     def _joined(self, structures: Iterable[Atoms]) -> Iterator[_Joined]:
         batch: list[Atoms] = []
@@ -232,7 +233,8 @@ class Expansion:
         offset = np.repeat(ends[:-1], [len(found[0]) for found in bonds])
         species = np.array([number[symbol] for atoms in batch for symbol in atoms.symbols])
         spans = [slice(first, last) for first, last in pairwise(ends)]
-        return _Joined(species, i + offset, j + offset, distance, vector / distance[:, None], spans)
+        structure = np.repeat(np.arange(len(batch)), [len(atoms) for atoms in batch])
+        return _Joined(species, i + offset, j + offset, distance, vector / distance[:, None], spans, structure)
 
     def _blocks(self, joined: _Joined) -> Iterator[tuple[int, Integers]]:
         """Centres of one element, as many as are worked on at a time."""
@@ -243,96 +245,81 @@ class Expansion:
 
     def _bonds(self, joined: _Joined, element: int, other: int, centres: Integers) -> _Bonds:
         """Of some centres of one element with neighbours of another."""
-        chosen = np.isin(joined.centre, centres) & (joined.species[joined.neighbour] == other)
-        chosen &= joined.distance < self.cutoffs[_pair(element, other)]
-        centre = np.searchsorted(centres, joined.centre[chosen])
+        pair, atoms = _pair(element, other), len(joined.species)
+        number = np.full(atoms, -1)
+        number[centres] = np.arange(len(centres))
+        chosen = (number[joined.centre] >= 0) & (joined.species[joined.neighbour] == other)
+        chosen &= joined.distance < self.cutoffs[pair]
+        centre, neighbour = number[joined.centre[chosen]], joined.neighbour[chosen]
         distance, direction = joined.distance[chosen], joined.direction[chosen]
-        spline = self.splines[_pair(element, other)]
-        g, dg = spline(distance), spline(distance, 1)
-        return _Bonds(centre, joined.neighbour[chosen], distance, direction, g, dg, *harmonics(direction, self.lmax))
+        g, dg = (np.empty((len(distance), self.nk)) for _ in range(2))
+        y, dy = np.empty((len(distance), (self.lmax + 1) ** 2)), np.empty((len(distance), 3, (self.lmax + 1) ** 2))
+        kernels.bond_functions(
+            distance, direction, *self.splines[pair], GRID, self.legendre, self.derivative, self.ls, self.ms, g, dg, y, dy
+        )
+        links, link = np.unique(centre * atoms + neighbour, return_inverse=True)
+        first = np.searchsorted(links, np.arange(len(centres) + 1) * atoms)
+        return _Bonds(centre, link, distance, direction, g, dg, y, dy, links % atoms, first)
 
-    def _surroundings(
-        self, joined: _Joined, element: int, centres: Integers, of_radial: bool, stress: bool
-    ) -> list[_Surroundings]:  # fmt: skip
-        """Of some centres of one element, for each element of neighbours; g_k Y_lm and strains only if they are asked for."""
-        found = []
-        for other in range(len(self.elements)):
-            bonds = self._bonds(joined, element, other, centres)
-            atoms = len(joined.species)
-            links, link = np.unique(bonds.centre * atoms + bonds.neighbour, return_inverse=True)
-            x = _summed(self._variables(element, other, bonds), bonds.centre, len(centres))
-            x_by_place = self._by_place(element, other, bonds)
-            sums, gradients = np.empty((len(centres), 0, 0)), np.empty((len(bonds.centre), 3, 0, 0))
-            if of_radial:
-                sums = _summed(bonds.g[:, :, None] * bonds.y[:, None, :], bonds.centre, len(centres))
-                gradients = bonds.direction[:, :, None, None] * (bonds.dg[:, :, None] * bonds.y[:, None, :])[:, None]
-                gradients += (bonds.g / bonds.distance[:, None])[:, None, :, None] * bonds.dy[:, :, None, :]
-            x_by_strain, sums_by_strain = (_by_strain(bonds, by, len(centres), stress) for by in (x_by_place, gradients))
-            x_by_place, sums_by_place = (_summed(by, link, len(links)) for by in (x_by_place, gradients))
-            first = np.searchsorted(links, np.arange(len(centres) + 1) * atoms)
-            found.append(_Surroundings(x, x_by_place, x_by_strain, sums, sums_by_place, sums_by_strain, links % atoms, first))
-        return found
+    def _variables(self, element: int, other: int, of: _Bonds, stress: bool, places: bool = True) -> _Seen:
+        """The variables of one element of neighbours."""
+        centres = len(of.first) - 1
+        by_place = np.zeros(3 * len(of.atoms) * self.width if places else 0)
+        seen = _Seen(of, np.zeros((centres, self.width)), by_place, np.zeros((centres, 6 if stress else 0, self.width)))
+        radial = self.radial[_pair(element, other)]
+        bonds = (of.centre, of.link, of.first, of.distance, of.direction, of.g, of.dg, of.y, of.dy)
+        kernels.variables(*bonds, radial, seen.total, seen.by_place, seen.by_strain)
+        return seen
 
-    def _variables(self, element: int, other: int, bonds: _Bonds) -> Array:
-        """What each bond adds to x: (bonds, width)."""
-        return self._spread(element, other, bonds.g, bonds.y)
+    def _sums(self, of: _Bonds, stress: bool) -> _Seen:
+        """g_k Y_lm, of which the variables are linear combinations."""
+        centres, nlm = len(of.first) - 1, (self.lmax + 1) ** 2
+        total, by_strain = np.zeros((centres, self.nk, nlm)), np.zeros((centres, 6 if stress else 0, self.nk, nlm))
+        by_place = np.zeros(3 * len(of.atoms) * self.nk * nlm)
+        bonds = (of.centre, of.link, of.first, of.distance, of.direction, of.g, of.dg, of.y, of.dy)
+        kernels.sums(*bonds, total, by_place, by_strain)
+        quantities = self.nk * nlm
+        return _Seen(of, total.reshape(centres, quantities), by_place, by_strain.reshape(centres, -1, quantities))
 
-    def _by_place(self, element: int, other: int, bonds: _Bonds) -> Array:
-        """The derivatives of `_variables` by the place of the neighbour: (bonds, 3, width)."""
-        along = self._spread(element, other, bonds.dg, bonds.y)[:, None, :] * bonds.direction[:, :, None]
-        return along + self._spread(element, other, (bonds.g / bonds.distance[:, None])[:, None, :], bonds.dy)
-
-    def _spread(self, element: int, other: int, g: Array, y: Array) -> Array:
-        """g_k Y_00 and Σ_k C_nlk g_k Y_lm, in the order of the variables: (..., width) from g (..., k) and y (..., lm)."""
-        many, radial = y.shape[:-1], self.radial[_pair(element, other)]
-        parts = [g * y[..., :1]]
-        for l in range(self.lmax + 1):  # noqa: E741
-            made = (g @ radial[:, l].T)[..., None] * y[..., None, l**2 : (l + 1) ** 2]
-            parts.append(made.reshape(*many, self.nr * (2 * l + 1)))
-        return np.concatenate(parts, axis=-1)
+    def _densities(self, joined: _Joined, element: int, centres: Integers) -> Complex:
+        bonds = (self._bonds(joined, element, other, centres) for other in range(len(self.elements)))
+        seen = [self._variables(element, other, of, stress=False, places=False) for other, of in enumerate(bonds)]
+        return self.variables.densities(np.concatenate([of.total for of in seen], axis=1))
 
 
 class _Rows:
-    """Rows under construction: of energies (atoms, columns) and virials (atoms, 6, columns) by centre, of forces by atom."""
+    """Rows under construction, transposed: of energies (columns, structures), forces (columns, 3 atoms), virials (columns,
+    structures, 6)."""
 
-    def __init__(self, atoms: int, columns: int, stress: bool) -> None:
-        self.energies = np.zeros((atoms, columns))
-        self.forces = np.zeros((atoms, 3, columns))
-        self.virials = np.zeros((atoms, 6 if stress else 0, columns))
+    def __init__(self, joined: _Joined, columns: int) -> None:
+        self.spans, self.structure = joined.spans, joined.structure
+        self.energies = np.zeros((columns, len(joined.spans)))
+        self.forces = np.zeros((columns, 3 * len(joined.species)))
+        self.virials = np.zeros((len(joined.spans), columns, 6))
+
+    def add_functions(
+        self, centre: int, n: int, column: int, slopes: Array, functions: Functions, seen: Sequence[_Seen]
+    ) -> None:  # fmt: skip
+        """The derivatives of a centre's functions, by those of its variables."""
+        buffer = np.empty(3 * max(len(of.bonds.atoms) for of in seen))
+        for ends, of in zip(functions.slope_ends, seen, strict=True):
+            atoms = of.bonds.atoms[of.bonds.links(n)]
+            kernels.add_rows(
+                slopes, ends, functions.slope_places, of.block(n).ravel(), atoms, of.by_strain[n], centre, column,
+                self.forces, buffer, self.virials[self.structure[centre]],
+            )  # fmt: skip
 
     def add(self, centre: int, atoms: Integers, columns: slice, by_place: Array, by_strain: Array) -> None:
-        """A centre's energy by the places (atoms, 3, columns) of different atoms that it sees, and by strain (6, columns)."""
-        self.forces[atoms, :, columns] -= by_place
-        self.forces[centre, :, columns] += by_place.sum(axis=0)
-        self.virials[centre, :, columns] += by_strain
+        """A centre's energy by the places of different atoms that it sees (columns, 3 atoms), and by strains (columns, 6)."""
+        kernels.add_all_forces(by_place, atoms, centre, columns.start, self.forces)
+        self.virials[self.structure[centre], columns, : by_strain.shape[1]] += by_strain
 
-    def of(self, span: slice) -> Array:
-        """(1 + 3 n [+ 6], columns) of the structure at `span`."""
-        return np.concatenate([self.energies[span].sum(axis=0)[None], *self.forces[span], self.virials[span].sum(axis=0)])
-
-
-def _by_strain(bonds: _Bonds, by_place: Array, centres: int, stress: bool) -> Array:
-    """The derivatives (centres, 6, ...) by the strain, which moves neighbours by ε r, from those by places (bonds, 3, ...)."""
-    if not stress:
-        return np.empty((centres, 0, *by_place.shape[2:]))
-    vector = (bonds.direction * bonds.distance[:, None]).reshape(-1, 3, *[1] * (by_place.ndim - 2))
-    return np.stack(
-        [_summed(vector[:, a] * by_place[:, b], bonds.centre, centres) for a, b in zip(*VOIGT, strict=True)], axis=1
-    )
+    def of(self, n: int, stress: bool) -> Array:
+        """(1 + 3 n [+ 6], columns) of a structure."""
+        span = self.spans[n]
+        parts = [self.energies[:, n : n + 1], self.forces[:, 3 * span.start : 3 * span.stop]]
+        return np.concatenate([*parts, self.virials[n]] if stress else parts, axis=1).T
 
 
 def _pair(one: int, other: int) -> Pair:
     return (min(one, other), max(one, other))
-
-
-def _summed(values: Array, place: Integers, count: int) -> Array:
-    """Sums (count, ...) of the values (n, ...) that have the same place."""
-    incidence = csr_array((np.ones(len(place)), (place, np.arange(len(place)))), shape=(count, len(place)))
-    flat = incidence @ values.reshape(len(values), math.prod(values.shape[1:]))
-    sums: Array = flat.reshape(count, *values.shape[1:])
-    return sums
-
-
-def _product(several: Array, matrix: Array) -> Array:
-    """(..., n) times (n, m) as one product: NumPy would make one of each of the matrices in `several`."""
-    return (several.reshape(-1, len(matrix)) @ matrix).reshape(*several.shape[:-1], matrix.shape[1])

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array, csr_array, hstack
 
+from mlip_pace.ace import kernels
 from mlip_pace.arrays import Array, Integers
 
 Complex = npt.NDArray[np.complex128]
@@ -66,8 +67,7 @@ class Variables:
     def densities(self, x: Array) -> Complex:
         """A (centres, variables) from x (centres, variables)."""
         numbers, along = self.parts
-        densities: Complex = along[0] * x[:, numbers[0]] + along[1] * x[:, numbers[1]]
-        return densities
+        return np.ascontiguousarray(along[0] * x[:, numbers[0]] + along[1] * x[:, numbers[1]])
 
 
 @dataclass(frozen=True)
@@ -78,24 +78,59 @@ class _Terms:
     mixing: csr_array  # (functions, terms): C_ms
 
 
+@dataclass(frozen=True)
+class Compressed:
+    """A sparse matrix row by row, as `kernels.times` takes it."""
+
+    ends: Integers
+    columns: Integers
+    data: Array
+
+    @staticmethod
+    def of(matrix: csr_array) -> Compressed:
+        return Compressed(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)
+
+    def times(self, vector: Array) -> Array:
+        result = np.empty(len(self.ends) - 1)
+        kernels.times(self.ends, self.columns, self.data, vector, result)
+        return result
+
+
 class Functions:
-    """The functions of one element, in the order of pyace's: those of one neighbour (`rank1` of them) come first."""
+    """The functions of one element, in the order of pyace's: those of one neighbour (`rank1` of them) come first.
+
+    Only a few of the ∂B/∂x are not zero, the same for all atoms: the slopes. They are ordered by element of neighbours, then
+    by function; `slope_ends[s]` are where those of each function begin, and `slope_places` the variables, of that element.
+    """
 
     def __init__(self, functions: Sequence[Any], rank1: int, variables: Variables) -> None:
         self.count = len(functions)
         self.variables = variables
         self.terms = self._read(functions, rank1)
-        self._slopes = self._slope_matrix()
+        orders = [np.full(terms.factors.shape[1], len(terms.factors)) for terms in self.terms]
+        self.ends = np.cumsum([0, *np.concatenate(orders)]).astype(np.int64)
+        self.factors = np.concatenate([terms.factors.T.ravel() for terms in self.terms]).astype(np.int64)
+        self.mixing = Compressed.of(csr_array(hstack([terms.mixing for terms in self.terms])))
+        slopes = csr_array(self._slope_matrix())
+        kept = np.flatnonzero(np.diff(slopes.indptr))
+        variable, function = np.divmod(kept, self.count)
+        order = np.lexsort((variable, function, variable // variables.width))
+        kept, variable, function = kept[order], variable[order], function[order]
+        self.slopes = Compressed.of(slopes[kept])
+        self.slope_functions, self.slope_variables = function, variable
+        self.slope_places = variable % variables.width
+        starts = np.arange(variables.elements)[:, None] * self.count + np.arange(self.count + 1)
+        self.slope_ends = np.searchsorted(variable // variables.width * self.count + function, starts).astype(np.int64)
+
+    def products(self, densities: Complex) -> tuple[Array, Array]:
+        """Of one centre: the products of all terms, and real and imaginary parts of those that lack one factor."""
+        without, whole = np.empty(len(self.factors), complex), np.empty(len(self.ends) - 1)
+        kernels.products(densities, self.ends, self.factors, without, whole)
+        return whole, without.view(np.float64)
 
     def values(self, densities: Complex) -> Array:
         """B (centres, functions)."""
-        products = self._products(densities, but=0)
-        values: Array = sum(terms.mixing @ made.real.T for terms, made in zip(self.terms, products, strict=True)).T
-        return values
-
-    def slopes(self, densities: Complex) -> Iterator[Array]:
-        """∂B/∂x (variables, functions) of one centre after the other."""
-        return (made.reshape(-1, self.count) for made in self._applied(self._slopes, densities, but=1))
+        return np.array([self.mixing.times(self.products(one)[0]) for one in densities]).reshape(-1, self.count)
 
     def curvature(self, c: Array) -> csc_array:
         """For `bends`: from the products without two factors to Σ c ∂²B/∂x∂x (variables variables,)."""
@@ -135,15 +170,16 @@ class Functions:
         return found
 
     def _slope_matrix(self) -> csc_array:
-        """From the products without one factor to ∂B/∂x (variables functions,)."""
-        entries, count, (numbers, alongs) = _Entries(), self.count, self.variables.parts
+        """From the products without one factor, in the order of `factors`, to ∂B/∂x (variables functions,)."""
+        entries, count, (numbers, alongs), first = _Entries(), self.count, self.variables.parts, 0
         for terms in self.terms:
-            mixing = terms.mixing.tocoo()
+            mixing, order = terms.mixing.tocoo(), len(terms.factors)
             k, t = mixing.coords
-            for factor in terms.factors:
+            for n, factor in enumerate(terms.factors):
                 for x, along in zip(numbers[:, factor[t]], alongs[:, factor[t]], strict=True):
-                    entries.add(x * count + k, t, mixing.data * along)
-                entries.next_products(len(factor))
+                    entries.add(x * count + k, first + t * order + n, mixing.data * along)
+            first += terms.factors.size
+        entries.next_products(first)
         return entries.matrix(self.variables.count * count)
 
     def _applied(self, matrix: csc_array, densities: Complex, but: int) -> Iterator[Array]:

@@ -23,7 +23,7 @@ from mlip_pace.train.fit import Trained
 from mlip_pace.train.search import Searched
 
 _COMPUTING = (
-    "python-ace", "tensorpotential", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "pandas", "ase", "matscipy",
+    "python-ace", "tensorpotential", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "pandas", "ase", "matscipy", "numba",
 )  # fmt: skip
 
 

@@ -110,14 +110,13 @@ def part(
     `rows` are those of energies, forces and virials; as much of them counts as the targets have.
     """
     weights = np.concatenate([labelled.weights(kappa) for labelled in chunk])
-    root = np.sqrt(weights)[:, None]
     together = np.concatenate([row[: len(target)] for row, target in zip(rows, targets, strict=True)])
     if columns is None:
         columns = np.flatnonzero(together.any(axis=0))  # of the elements that are there
-    together = together[:, columns] * root
-    target = np.concatenate(targets) * root[:, 0]
-    count = int(np.count_nonzero(weights))
-    return columns, Normal(together.T @ together, together.T @ target, float(target @ target), count)
+    counts = weights > 0
+    root = np.sqrt(weights[counts])
+    together, target = together[np.ix_(counts, columns)] * root[:, None], np.concatenate(targets)[counts] * root
+    return columns, Normal(together.T @ together, together.T @ target, float(target @ target), len(target))
 
 
 class Sum:

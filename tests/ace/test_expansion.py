@@ -8,10 +8,11 @@ from conftest import design_rows
 from pyace.atomicenvironment import aseatoms_to_atomicenvironment
 from pyace.calculator import ACECalculator
 from pyace.evaluator import ACEBEvaluator
+from scipy.interpolate import CubicHermiteSpline
 from scipy.special import sph_harm_y
 
-from mlip_pace.ace import basis
-from mlip_pace.ace.harmonics import harmonics
+from mlip_pace.ace import basis, kernels
+from mlip_pace.ace.harmonics import tables
 from mlip_pace.settings import BasisSettings
 
 
@@ -66,6 +67,29 @@ def test_functions_and_rows_are_those_of_pyace(name):
         forces = np.array(calculator.forces_bfuncs).transpose(0, 2, 1).reshape(3 * len(atoms), -1)
         np.testing.assert_allclose(row[0], expected, atol=1e-7 * max(1, np.abs(expected).max()))
         np.testing.assert_allclose(row[1:-6], forces, atol=1e-6 * max(1, np.abs(forces).max()))
+
+
+def harmonics(directions, lmax):
+    """Values (n, lm) and gradients (n, 3, lm) on the unit sphere."""
+    ls, ms, legendre, derivative = tables(lmax)
+    count, nlm, no_radial = len(directions), (lmax + 1) ** 2, np.zeros((2, 0))
+    y, dy = np.empty((count, nlm)), np.empty((count, 3, nlm))
+    g, dg = np.empty((2, count, 0))
+    kernels.bond_functions(np.ones(count), directions, no_radial, no_radial, 0.1, legendre, derivative, ls, ms, g, dg, y, dy)
+    return y, dy
+
+
+def test_splines_are_scipys():
+    rng, grid = np.random.default_rng(0), 0.01 * np.arange(1, 50)
+    values, slopes = rng.normal(size=(2, 49, 3))
+    distance = np.sort(rng.uniform(0.01, 0.49, 40))
+    spline, directions = CubicHermiteSpline(grid, values, slopes), np.tile([1.0, 0, 0], (40, 1))
+    g, dg = np.empty((2, 40, 3))
+    ls, ms, legendre, derivative = tables(0)
+    y, dy = np.empty((40, 1)), np.empty((40, 3, 1))
+    kernels.bond_functions(distance, directions, values, slopes, 0.01, legendre, derivative, ls, ms, g, dg, y, dy)
+    np.testing.assert_allclose(g, spline(distance), atol=1e-12)
+    np.testing.assert_allclose(dg, spline(distance, 1), atol=1e-9)
 
 
 def test_harmonics_are_scipys_and_their_gradients_along_the_sphere():
