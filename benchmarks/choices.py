@@ -22,7 +22,7 @@ from mlip_pace.ace import basis
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import find_files
 from mlip_pace.collect.frames import load_frame
-from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
+from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, SelectionSettings
 from mlip_pace.train import linear
 
 KAPPAS, FRACTIONS, FOLDS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001), (0.1, 0.25, 0.5), 10
@@ -78,23 +78,22 @@ def kappa(data):
 
 def choice(data):
     train, places, test = data.target[data.is_train], np.flatnonzero(data.is_train), np.flatnonzero(~data.is_train)
-    rows = list(basis.expansion(data.potential).functions(train[dataset.ATOMS]))
-    keys = [dataset.geometry_key(atoms) for atoms in train[dataset.ATOMS]]
-    always, scale = selection.indispensable(train, 5.0), basis.smoothness(data.potential)
+    scale = basis.smoothness(data.potential)
 
-    def ours(limit):
-        copies = [{symbol: block.copy() for symbol, block in one.items()} for one in rows]  # they are whitened in place
-        return selection.doptimal(copies, keys, always, limit)
+    def ours(count):
+        with tempfile.TemporaryDirectory() as name:
+            asked = SelectionSettings(max_structures=count)
+            chosen, about = selection.choose(train, data.potential, asked, 1, Path(name))
+        weights = train[dataset.SOURCE].map(chosen.weights).to_numpy(dtype=float)
+        return np.flatnonzero(weights > 0), weights[weights > 0], about
 
     show(f"all {len(train)}", *data.misfit(data.normal(places, 0.01), scale, test))
-    ended = ours(None)
-    normal = data.normal(places[ended.chosen], 0.01, ended.weights)
-    show(f"ours, grade {selection.GRADE}: {len(ended.chosen)}", *data.misfit(normal, scale, test))
     for fraction in FRACTIONS:
         count = round(fraction * len(train))
-        found = ours(count)
-        normal = data.normal(places[found.chosen], 0.01, found.weights)
-        show(f"ours {count}", *data.misfit(normal, scale, test), f"D-efficiency {found.efficiency:.2f}")
+        chosen, weights, about = ours(count)
+        normal = data.normal(places[chosen], 0.01, weights)
+        kept = f"D-efficiency {about.d_efficiency:.2f}, effective number {about.effective_number:.0f}"
+        show(f"ours {count}", *data.misfit(normal, scale, test), kept)
         theirs = pace_select(data.potential, train, count)
         show(f"pace_select {len(theirs)}", *data.misfit(data.normal(places[theirs], 0.01), scale, test))
         draws = [random.Random(seed).sample(list(places), count) for seed in range(5)]

@@ -70,15 +70,22 @@ def _solved(counts: Array, energies: Array, numbers: Array) -> tuple[Array, list
     return solved, [bool(np.abs(row).max() < 1e-6) for row in directions[~told].T]
 
 
-def warnings(e0: dict[str, float], source: dict[str, str]) -> list[str]:
-    """What a user should know of where E0 is from."""
+def warnings(
+    e0: dict[str, float], source: dict[str, str], structures: Sequence[Atoms], energies: Sequence[float]
+) -> list[str]:  # fmt: skip
+    """What a user should know of where E0 is from; `energies` (eV) are those of the structures."""
     fitted = [symbol for symbol, where in source.items() if where == FITTED]
     shared = [symbol for symbol, where in source.items() if where == SHARED]
     said = []
     if fitted:
+        binding = [
+            (energy - sum(e0.get(symbol, 0.0) for symbol in atoms.symbols)) / len(atoms)
+            for atoms, energy in zip(structures, energies, strict=True)
+        ]
         said.append(
-            f"E0 of {', '.join(fitted)} by least squares: energies are not relative to free atoms; "
-            "add isolated atoms to the data"
+            f"E0 of {', '.join(fitted)} by least squares: energies are not relative to free atoms (the lowest is "
+            f"{min(binding, default=0.0):.2f} eV/atom, where solids are bound by 1 to 9), so that vacuum or a broken bond "
+            "costs too little far from the data; add isolated atoms to the data, or set MLIP_PACE_DATA_E0"
         )
     if shared:
         values = ", ".join(f"{symbol} {e0[symbol]:.3f} eV" for symbol in shared)

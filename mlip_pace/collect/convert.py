@@ -47,7 +47,9 @@ def convert(data: str, path: Path, rules: dataset.Rules, max_rejected: float, su
     dataset.refuse_bad_data(audit, rules.data, max_rejected)
     rows, isolated = dataset.without_isolated(rows, rules.cutoff, audit)
     summary.e0, summary.e0_source = dataset.energies_of_atoms(rows, isolated, rules.data)
-    summary.warnings += atomic_energies.warnings(summary.e0, summary.e0_source)
+    summary.warnings += atomic_energies.warnings(
+        summary.e0, summary.e0_source, [row[dataset.ATOMS] for row in rows], [row[dataset.ENERGY] for row in rows]
+    )
     if rows:
         frame = pd.DataFrame(rows)
         frame[dataset.ENERGY_ATOMS] = [

@@ -284,7 +284,9 @@ def assemble(
         e0_source={symbol: e0_source[symbol] for symbol in used},
         keys=dict(audit.keys),
         left_out=audit.left_out,
-        warnings=warnings(audit, data) + atomic_energies.warnings(e0, e0_source) + _untested(frame, data),
+        warnings=warnings(audit, data)
+        + atomic_energies.warnings(e0, e0_source, frame[ATOMS], frame[ENERGY])
+        + _untested(frame, data),
     )
     return frame, about
 

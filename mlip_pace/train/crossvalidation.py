@@ -30,6 +30,7 @@ FOLDS = 8
 FOLD_BYTES = 2**29  # that the matrices of all folds may take; there are fewer folds where they would take more
 KAPPAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 WITHOUT_FOLDS = 0.01  # κ where nothing can be held out
+ATOMS_LOOKED_AT = 50_000  # about; of more held-out structures only each second, third, … chunk is looked at
 SHARES = (1, 2, 4)  # of the folds, that the learning curve shows beside all but one
 
 
@@ -156,6 +157,7 @@ def _without(normals: Sequence[Normal], left: Sequence[int], lam: float, scale: 
 def _held_out(folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: int) -> list[Errors]:
     """The errors of each fit (coefficients for each fold, of the others) on what it left out."""
     items = [(n, chunk) for n, fold in enumerate(folds) for chunk in linear.chunks_of(fold.structures)]
+    items = items[:: 1 + len(items) * linear.ATOMS_IN_CHUNK // ATOMS_LOOKED_AT]
     together = [np.column_stack([fit[n] for fit in fits]) for n in range(len(folds))]
     function = partial(_errors, expansion=basis.expansion(on), coefficients=together)
     sums = np.sum(list(pool.parallel_map(function, items, workers)), axis=0)

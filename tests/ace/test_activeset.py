@@ -50,7 +50,8 @@ def test_it_is_that_of_pace_activeset(fitted, tmp_path):
 def test_part_by_part_it_is_as_good(fitted, tmp_path):
     file, structures, theirs = fitted
     expansion = basis.expansion(BasisFile(file))
-    rows, _ = projections.on_disk(tmp_path, structures, expansion, 1, np.float64)
+    stored = projections.on_disk(tmp_path, structures, expansion, 1, np.float64)
+    rows = {symbol: stored.mapped(symbol) for symbol in stored.files}
     for symbol, count in zip(expansion.elements, expansion.counts, strict=True):
         assert len(rows[symbol]) > 2 * count  # more than a part
         inverse = np.linalg.pinv(activeset.of_largest_volume(rows[symbol], part_bytes=0))

@@ -183,10 +183,11 @@ def test_selection_and_errors_by_type(panels, predicted, trained, sidecar):
     assert panels["seconds"]["layers"][0]["x"] == pytest.approx(list(seconds.values()))
 
 
-def test_leverages_of_what_was_not_chosen(trained, sidecar, tmp_path):
+def test_grades_of_what_was_not_chosen(trained, sidecar, tmp_path):
     frame = load_frame(trained / "work" / "6-evaluate" / "predictions.pckl.gzip")
-    frame["subset"] = ["left_out"] * 10 + ["train"] * (len(frame) - 10)
+    frame["subset"] = "train"  # the coefficients were fitted to all, the radial functions to what was chosen
     grades = {source: 0.001 * (n + 1) for n, source in enumerate(frame.source[:10])}
+    (tmp_path / "chosen.json").write_text(json.dumps(dict.fromkeys(frame.source[10:], 1.0)))
     (tmp_path / "grades.json").write_text(json.dumps(grades))
     _, panel = learning.selection_section(sidecar.metadata, frame, tmp_path).panels
     points = panel.layers[0]
@@ -266,7 +267,8 @@ def test_no_errors_no_requests_and_a_figure_in_every_section(browser, trained):
     urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
     assert [url for url in urls if not url.startswith(("data:", "chrome:"))] == [(trained / "report.html").as_uri()]
     names = {section.get_attribute("id") for section in browser.find_elements(By.CSS_SELECTOR, "section")}
-    assert names == {"errors", "parity", "where", "learning", "dimers", "volumes", "selection", "worst", "audit", "made"}
+    assert names == {"errors", "parity", "where", "learning", "basis", "validation", "dimers", "volumes", "selection",
+                     "worst", "audit", "made"}  # fmt: skip
     for name in names - {"worst", "audit"}:
         drawn = browser.find_elements(By.CSS_SELECTOR, f"#{name} figure svg")
         assert drawn, name

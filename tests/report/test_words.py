@@ -67,12 +67,12 @@ def test_only_what_the_audit_refused_is_called_left_out(trained, tmp_path):
     assert re.findall(r"[^<>]*left out[^<>]*", text, re.IGNORECASE) == ["Left out of the data (2)"]
     assert "not chosen" in text
     (tmp_path / "grades.json").write_text('{"data.xyz#1": 0.05}')
-    metadata = {"selection": {"chosen": 1, "given": 2, "method": "doptimal"}}
+    (tmp_path / "chosen.json").write_text('{"data.xyz#0": 2.0}')
+    metadata = {"selection": {"chosen": 1, "given": 2, "method": "doptimal", "reason": "1 were asked for"}}
     section = learning.selection_section(metadata, predictions(), tmp_path)
-    assert "1 of 2 training structures were chosen (doptimal)" in section.text[0]
-    chosen, leverages = section.panels
+    assert "1 of 2 training structures were chosen (doptimal: 1 were asked for)" in section.text[0]
+    chosen, grades = section.panels
     assert [(layer.label, layer.x) for layer in chosen.layers] == [("chosen", [1.0]), ("not chosen", [1.0])]
-    assert leverages.xlabel.startswith("leverage")
-    assert leverages.layers[0].x == [0.05]
-    assert leverages.layers[0].y == [100.0]  # meV/atom
-    assert leverages.layers[1].x == [0.1]  # where the choice ends: a third of the noise, squared (docs/physics.md)
+    assert grades.xlabel.startswith("grade")
+    assert grades.layers[0].x == [0.05]
+    assert grades.layers[0].y == [100.0]  # meV/atom

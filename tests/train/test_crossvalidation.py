@@ -99,4 +99,4 @@ def test_groups_are_never_divided_and_one_group_alone_is_not_held_out(target, on
     _, once = crossvalidation.validate(structures, groups, on, 0.1, 1)
     half = [replace(one, w_energy=one.w_energy / 2, w_forces=one.w_forces / 2) for one in structures]
     _, twice = crossvalidation.validate(half + half, groups + groups, on, 0.1, 1)
-    assert twice.errors.forces_mae == pytest.approx(once.errors.forces_mae, rel=0.05)
+    assert twice.errors.forces_mae == pytest.approx(once.errors.forces_mae, rel=0.1)  # another lambda
