@@ -253,14 +253,14 @@ class Inputs:
             "start": sha256(self.start.path) if self.start else None,
         }
         training = {name: value for name, value in group["training"].items() if name not in ("override", "max_epochs")}
-        override = self.override
+        override = self.override if self.needs_pacemaker else {}
         if not self.needs_pacemaker:
             training = {name: value for name, value in training.items() if name not in fit.FOR_PACEMAKER}
-            override = {}
         collect = plan(work, "1-collect", COLLECT, {**group["data"], **common}, files=self.digests)
         subtract = plan(work, "2-subtract", SUBTRACT, group["reference"], collect)
-        of_search = {**group["basis"], "override": self.override.get("potential"), "weighting": training["weighting"],
-                     "kappa": training["kappa"], "weights": training["weights"]}  # fmt: skip
+        of_search = {**group["basis"], "override": self.override.get("potential")}
+        if search.wanted(self.basis_settings):
+            of_search |= {name: training[name] for name in ("kappa", "weighting", "weights")}
         found = plan(work, "3-basis", BASIS, of_search, subtract)
         select = plan(
             work,

@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items):
 
 
 SMALL = {
+    "BASIS_CUTOFF": 5.0,
     "BASIS_FUNCTIONS": 20,
     "BASIS_BODY_ORDER": 3,
     "TRAINING_OPTIMIZER": "BFGS",

@@ -64,7 +64,9 @@ def test_the_sidecar_says_how_it_was_made(sidecar):
     assert metadata["training"]["stopped"] == "the iterations asked for are done"
     assert metadata["reference"] | {"kind": "zbl", "form": "zbl", "requires_overlay": True} == metadata["reference"]
     assert metadata["settings"]["BASIS_FUNCTIONS"] == {"value": 20, "from": "environment"}
-    assert metadata["settings"]["BASIS_CUTOFF"] == {"value": 5.0, "from": "default"}
+    assert metadata["settings"]["BASIS_BODY_ORDER"]["from"] == "environment"
+    assert metadata["settings"]["TRAINING_KAPPA"] == {"value": 0.01, "from": "default"}
+    assert (metadata["basis"]["cutoff"], metadata["basis"]["functions_at_most"]) == (5.0, 20)
     assert metadata["dataset"]["files"][0]["sha256"] == sha256(DATA)
     assert {item["source"] for item in metadata["dataset"]["left_out"]} == {"al-mg.extxyz#0", "al-mg.extxyz#1"}
     assert metadata["e0"]["source"] == {"Al": "isolated atom", "Mg": "isolated atom"}
@@ -179,7 +181,7 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(tmp_path):
     code, events, _ = mlip_pace(tmp_path, TRAINING_KAPPA=0.5, OUTPUT_OVERWRITE=1)
     assert code == 0
     skipped = {e["stage"] for e in events if e.get("message") == "unchanged, not run again"}
-    assert skipped == {"collect", "subtract", "select"}
+    assert skipped == {"collect", "subtract", "basis", "select"}
     assert (tmp_path / "previous-1" / "potential.json").read_bytes() == first
     assert intact(tmp_path / "previous-1" / "potential.json") is not None
 
@@ -486,3 +488,41 @@ def test_stresses_are_fitted_and_doubted_where_they_do_not_go_with_the_energies(
     else:
         assert len(doubts) == 1
         assert "MLIP_PACE_DATA_STRESS_KEY=none" in doubts[0]
+
+
+def test_cutoff_and_functions_are_found_and_a_killed_search_goes_on(tmp_path):
+    """With the defaults of a user: the basis by evidence, least squares for all, cross-validation."""
+    settings = {"BASIS_CUTOFF": None, "BASIS_FUNCTIONS": 30, "TRAINING_OPTIMIZER": None, "TRAINING_MAX_EPOCHS": 1}
+    job, tried = started(tmp_path, **settings), tmp_path / "work" / "3-basis.part" / "tried.json"
+    wait_for(tried.exists)
+    job.kill()
+    job.wait()
+    before = json.loads(tried.read_text())
+    code, events, _ = mlip_pace(tmp_path, **settings)
+    assert code == 0, events[-3:]
+    metadata = Potential.load(tmp_path / "potential.json").metadata
+    basis, training = metadata["basis"], metadata["training"]
+    assert [one["seconds"] for one in basis["tried"][: len(before)]] == [one["seconds"] for one in before]
+    assert basis["cutoff"] == max(basis["tried"], key=lambda one: one["log_evidence"])["cutoff"]
+    assert {one["functions"] for one in basis["tried"]} == {basis["functions_at_most"]} == {30}
+    assert sum("log evidence" in event["message"] for event in events) == len(basis["tried"]) - len(before)
+    assert (training["fitted_to"], training["cross_validation"]["folds"]) == ("all", 8)
+    assert metadata["selection"]["method"] == "none"
+    assert "left_out" not in metadata["errors"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Cutoff and functions" in page
+    assert "Would more data help?" in page
+    assert f"{basis['cutoff']:g} Å, 30 functions (taken)" in page
+
+
+def test_a_choice_is_for_the_radial_functions_or_for_everything(tmp_path):
+    """A number that is asked for is what all of the fit is to; the others are evaluated as left out."""
+    settings = {"TRAINING_OPTIMIZER": None, "TRAINING_MAX_EPOCHS": 1, "SELECTION_MAX_STRUCTURES": 40}
+    code, events, _ = mlip_pace(tmp_path, **settings)
+    assert code == 0, events[-3:]
+    metadata = Potential.load(tmp_path / "potential.json").metadata
+    assert metadata["training"]["fitted_to"] == "chosen"
+    assert metadata["errors"]["train"]["n_structures"] == metadata["selection"]["chosen"] == 40
+    assert metadata["errors"]["left_out"]["n_structures"] == metadata["selection"]["given"] - 40
+    assert metadata["selection"]["largest_weight"] <= 2 * metadata["selection"]["given"] / 40 + 1e-9
+    assert metadata["selection"]["effective_number"] <= 40

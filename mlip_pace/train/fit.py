@@ -104,6 +104,7 @@ def needs_pacemaker(training: TrainingSettings, from_file: bool) -> bool:
 
 def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str, Any], compute: Compute) -> Trained:
     """The stage: train, settle the core, write `potential.yaml`, `.yace` and `.asi`."""
+    weights.refuse_unknown(task.target, training.weights)
     train, test = task.train(), task.test()
     kappa, kappas = _kappa(train, training, task.basis, compute.threads)
     training = training.model_copy(update={"kappa": kappa})

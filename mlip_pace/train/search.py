@@ -80,10 +80,10 @@ def search(
 
     What has been tried is in `tried.json`, and is not tried again.
     """
-    weights.refuse_unknown(target, training.weights)
     cutoff, functions = settings.first
-    if "auto" not in (settings.cutoff, settings.functions):
+    if not wanted(settings):
         return Searched(cutoff, functions)
+    weights.refuse_unknown(target, training.weights)
     frame = sample(target[target[SPLIT] == TRAIN], build(cutoff, functions), training.seed)
     kappa = crossvalidation.WITHOUT_FOLDS if training.kappa == "auto" else training.kappa
     tried = _load(folder / TRIED)

@@ -8,9 +8,8 @@ def errors(energy, forces):
 
 
 def tried(cutoff, evidence, held_out, step):
-    return {
-        "cutoff": cutoff, "functions": 500, "log_evidence": evidence, "seconds": 1.0, "errors": held_out, "md_step_us_per_atom": step,
-    }  # fmt: skip
+    basis = {"cutoff": cutoff, "functions": 500, "log_evidence": evidence, "seconds": 1.0}
+    return {**basis, "errors": held_out, "md_step_us_per_atom": step}
 
 
 BASIS = {"cutoff": 6.0, "functions_at_most": 500, "structures": 50}
