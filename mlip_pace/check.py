@@ -64,8 +64,9 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     pacemaker = inputs.needs_pacemaker
     seconds = estimate.seconds(built, list(train[ATOMS]), settings.training.max_epochs, threads, pacemaker)
     journal.say(
-        f"about {seconds['linear_start']:.0f} s for the linear start, {seconds['training']:.0f} s for all iterations; they end "
-        f"when they gain no more ({threads} threads; to a factor of two or so)"
+        f"about {seconds['linear_start']:.0f} s for the linear start, {seconds['training']:.0f} s for all iterations, which "
+        f"end when they gain no more, {seconds['last_solve']:.0f} s for the last solve ({threads} threads; to a "
+        "factor of two or so)"
     )
     plan = {
         **asdict(collected),

@@ -20,9 +20,10 @@ from mlip_pace.run import limits
 from mlip_pace.train.pacemaker import memory_needed
 
 CALIBRATION = 0.5  # s
-# In times of the rows of the same atoms on as many threads; silicon set, 500 functions, 2 cores: the linear start 1.1, an
-# iteration of radial.py 2.4; one of pacemaker 0.7 to 1.4 times pyace's rows, which take 2.5 times as long (300 functions).
-LINEAR_START, REFINEMENT, ITERATION = 1.2, 2.5, 2.5
+# In times of the rows of the same atoms on as many threads; a third of the silicon set, 300 and 500 functions: the linear start
+# 1.0 to 1.4, the last solve with its folds 2.0 to 3.5, an iteration of radial.py 4.4 to 6.4; one of pacemaker 0.7 to 1.4 times
+# pyace's rows, which take 9 times as long.
+LINEAR_START, LAST_SOLVE, REFINEMENT, ITERATION = 1.3, 2.7, 5.0, 9.0
 BUILDS = 3  # what the linear start and each iteration take without data, in times of building the basis once (100 functions)
 TENSORFLOW = 40.0  # s; to start it and build its graph
 
@@ -36,7 +37,7 @@ class Measured:
 
 
 def seconds(on: Basis, train: Sequence[Atoms], iterations: int, threads: int, pacemaker: bool) -> dict[str, float]:
-    """Seconds of the linear start and of `iterations` on all of the structures, by pacemaker or by radial.py."""
+    """Seconds of the linear start, of `iterations` on all structures by pacemaker or by radial.py, and of the last solve."""
     return expected(measure(on, train), iterations, threads, pacemaker)
 
 
@@ -63,7 +64,12 @@ def expected(measured: Measured, iterations: int, threads: int, pacemaker: bool)
     rows, without_data = measured.rows / threads, BUILDS * measured.building
     start, step = LINEAR_START * rows + without_data, REFINEMENT * rows + without_data
     training = TENSORFLOW + iterations * ITERATION * rows if pacemaker else iterations * step
-    return {"linear_start": round(start, 3), "training": round(training if iterations else 0.0, 1)}
+    last = 0.0 if pacemaker else LAST_SOLVE * rows + without_data
+    return {
+        "linear_start": round(start, 3),
+        "training": round(training if iterations else 0.0, 1),
+        "last_solve": round(last, 3),
+    }
 
 
 def memory(batch_atoms: float, functions: int) -> dict[str, int]:

@@ -38,7 +38,7 @@ ROWS_PER_COEFFICIENT = 24  # of the first sample; twice as many after a step tha
 COEFFICIENTS_AT_ONCE = 1000  # of C in one step; with many elements the pairs take turns
 TRUST = 0.06  # length of the first step, relative to that of C
 GAIN = 0.02  # relative gain of the loss, 1 % of the errors; when every group's last two steps are below it, it ends
-ITERATION = 2.5  # times the solve for c alone: another solve, and the Jacobian (1.7 times the rows of c alone)
+ITERATION = 4.0  # times the solve for c alone: another solve, the Jacobian and the errors
 SHORTEST = TRUST / 10  # when steps of this length bring nothing, nothing is to be had
 
 
