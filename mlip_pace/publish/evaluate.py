@@ -70,10 +70,10 @@ def error_table(errors: dict[str, dict[str, float]]) -> str:
     """The errors of ACE + reference against DFT, as text."""
     lines = [f"{'ACE + reference against DFT':<28}{'energy, meV/atom':>20}{'forces, eV/Å':>20}",
              f"{'structures':>17}{'atoms':>9}{'':2}{'MAE':>10}{'RMSE':>10}{'MAE':>10}{'RMSE':>10}"]  # fmt: skip
-    for name in ("train", "left_out", "test", "labels"):
+    for name, label in (("train", "train"), ("left_out", "not chosen"), ("test", "test"), ("labels", "labels")):
         if e := errors.get(name):
             lines.append(
-                f"{name:<9}{e['n_structures']:>8}{e['n_atoms']:>9}  "
+                f"{label:<10}{e['n_structures']:>7}{e['n_atoms']:>9}  "
                 f"{1e3 * e['energy_mae']:>10.2f}{1e3 * e['energy_rmse']:>10.2f}"
                 f"{e['forces_mae']:>10.4f}{e['forces_rmse']:>10.4f}"
             )

@@ -160,14 +160,16 @@ def where_section(frame: pd.DataFrame) -> Section:
     worst = np.argsort(-error, kind="stable")[:WORST]
     heights = np.geomspace(floor(error), 1.2 * max(float(error.max()), 1e-8), BINS + 1)
     panels = []
-    near = np.isfinite(distances)
+    near = distances[np.isfinite(distances)]
     for name, title, axis, x, edges in (
         ("distance", "Force error by distance", "distance to the nearest neighbour, Å", distances,
-         np.linspace(distances[near].min() - 0.01, distances[near].max() + 0.01, BINS + 1)),
+         np.linspace(near.min(initial=FARTHEST) - 0.01, near.max(initial=0.0) + 0.01, BINS + 1)),
         ("force", "Force error by force", "force, eV/Å", force,
          np.geomspace(floor(force), 1.1 * max(float(force.max()), 1e-8), BINS + 1)),
     ):  # fmt: skip
         known = np.isfinite(x)
+        if not known.any():  # every atom is far from all others
+            continue
         layers = [cells("", "left_out", x[known], np.maximum(error[known], heights[0]), edges, heights)]
         for subset in [s for s in SUBSETS if (subsets == s).any()]:
             here = known & (subsets == subset)

@@ -14,6 +14,7 @@ from mlip_pace.report.figures import Layer, Panel, rounded
 from mlip_pace.report.section import Section
 from mlip_pace.selection import GRADES, chosen_in
 from mlip_pace.train.fit import LEAST_SQUARES
+from mlip_pace.train.pacemaker import attempts_in
 
 
 def learning_section(metadata: dict[str, Any], fitted: Path) -> Section:
@@ -47,8 +48,7 @@ def learning_section(metadata: dict[str, Any], fitted: Path) -> Section:
 def history(fitted: Path, name: str) -> pd.DataFrame:
     """The metrics of the least squares and of all attempts, with a column `iteration` that goes on from one to the next."""
     parts, before = [], 0
-    attempts = sorted(fitted.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
-    for attempt in (fitted / LEAST_SQUARES, *attempts):
+    for attempt in (fitted / LEAST_SQUARES, *attempts_in(fitted)):
         if not (attempt / name).exists():
             continue
         table = pd.read_csv(attempt / name, sep=r"\s+").dropna()

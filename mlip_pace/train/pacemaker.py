@@ -158,7 +158,7 @@ class PacemakerRunner:
                 self.compute.warn(f"{error.message} (batches of {size} structures; the next attempt: {self.batch_size(train)})")
 
     def _attempt(self, train: pd.DataFrame, test: pd.DataFrame | None, batch_size: int, start: Path | None) -> Fit:
-        attempts = self._attempts()
+        attempts = attempts_in(self.folder)
         checkpoints = [found for attempt in attempts if (found := latest(attempt))]
         before = sum(checkpoint.iterations for checkpoint in checkpoints)
         target = self.folder / "potential.yaml"
@@ -212,13 +212,10 @@ class PacemakerRunner:
         shutil.copyfile(output, target)
         return Fit(target, done, loss, record["ended"])
 
-    def _attempts(self) -> list[Path]:
-        return sorted(self.folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
-
     def records(self) -> list[dict[str, Any]]:
         """What became of each attempt: when it began, its batch size, why it ended, seconds, iterations."""
         result = []
-        for attempt in self._attempts():
+        for attempt in attempts_in(self.folder):
             if (attempt / RECORD).exists():
                 kept = latest(attempt)
                 result.append({"iterations": kept.iterations if kept else 0, **json.loads((attempt / RECORD).read_text())})
@@ -272,6 +269,11 @@ class PacemakerRunner:
     def _follow(self, attempt: Path, before: int) -> None:
         history = _metrics(attempt)
         self.compute.progress({**history[-1], "iteration": before + _last_iteration(history)} if history else {})
+
+
+def attempts_in(folder: Path) -> list[Path]:
+    """The folders of pacemaker's attempts, in their order."""
+    return sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
 def _metrics(attempt: Path) -> list[dict[str, float]]:

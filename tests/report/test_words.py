@@ -76,3 +76,10 @@ def test_only_what_the_audit_refused_is_called_left_out(trained, tmp_path):
     assert grades.xlabel.startswith("grade")
     assert grades.layers[0].x == [0.05]
     assert grades.layers[0].y == [100.0]  # meV/atom
+
+
+def test_atoms_out_of_reach_of_each_other_have_no_place_in_a_figure_by_distance():
+    apart = predictions()
+    apart["ase_atoms"] = [Atoms("H2", [(0, 0, 0), (0, 0, 20)])] * len(apart)
+    assert [panel.name for panel in accuracy.where_section(apart).panels] == ["error-by-force"]
+    assert [panel.name for panel in accuracy.where_section(predictions()).panels] == ["error-by-distance", "error-by-force"]
