@@ -292,7 +292,7 @@ def test_settings_without_effect_are_named_and_change_nothing(tmp_path):
     metadata = Potential.load(tmp_path / "potential.json").metadata
     assert "batch_size" not in metadata["training"]
     assert metadata["training"]["device"] == "cpu"
-    assert set(metadata["seconds"]) == {"collect", "subtract", "select", "train", "evaluate", "publish"}
+    assert set(metadata["seconds"]) == {"collect", "subtract", "basis", "select", "train", "evaluate", "publish"}
 
 
 @pytest.mark.parametrize("optimizer", ["auto", "BFGS"])
@@ -526,3 +526,16 @@ def test_a_choice_is_for_the_radial_functions_or_for_everything(tmp_path):
     assert metadata["errors"]["left_out"]["n_structures"] == metadata["selection"]["given"] - 40
     assert metadata["selection"]["largest_weight"] <= 2 * metadata["selection"]["given"] / 40 + 1e-9
     assert metadata["selection"]["effective_number"] <= 40
+
+
+def test_iterations_after_none_are_those_of_asking_at_once(tmp_path):
+    """Without iterations no structures are chosen, with them they may be: the choice is made then, and the fit is that of it."""
+    settings = {"TRAINING_OPTIMIZER": None, "BASIS_FUNCTIONS": 10}  # few coefficients: some of the structures are enough
+    assert mlip_pace(tmp_path / "later", **settings)[0] == 0
+    assert Potential.load(tmp_path / "later" / "potential.json").metadata["selection"]["method"] == "none"
+    for folder in ("later", "at once"):
+        code, events, _ = mlip_pace(tmp_path / folder, **settings, TRAINING_MAX_EPOCHS=1)
+        assert code == 0, events[-3:]
+    assert Potential.load(tmp_path / "later" / "potential.json").metadata["selection"]["method"] == "doptimal"
+    one, other = ((tmp_path / folder / "potential.yace").read_bytes() for folder in ("later", "at once"))
+    assert one == other
