@@ -529,7 +529,7 @@ def test_a_choice_is_for_the_radial_functions_or_for_everything(tmp_path):
 
 
 def test_iterations_after_none_are_those_of_asking_at_once(tmp_path):
-    """Without iterations no structures are chosen, with them they may be: the choice is made then, and the fit is that of it."""
+    """Without iterations no structures are chosen, with them they may be: the choice is made then, and the fit follows it."""
     settings = {"TRAINING_OPTIMIZER": None, "BASIS_FUNCTIONS": 10}  # few coefficients: some of the structures are enough
     assert mlip_pace(tmp_path / "later", **settings)[0] == 0
     assert Potential.load(tmp_path / "later" / "potential.json").metadata["selection"]["method"] == "none"

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from mlip_pace.ace import basis, cost
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.files import convert, write_linear
-from mlip_pace.collect.dataset import ATOMS, GROUP, SPLIT
+from mlip_pace.collect.dataset import ATOMS, GROUP, SOURCE, SPLIT
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import SettingsError
 from mlip_pace.run.compute import Compute
@@ -86,13 +86,14 @@ def search(
     weights.refuse_unknown(target, training.weights)
     frame = sample(target[target[SPLIT] == TRAIN], build(cutoff, functions), training.seed)
     kappa = crossvalidation.WITHOUT_FOLDS if training.kappa == "auto" else training.kappa
-    tried = _load(folder / TRIED)
+    tried, missed = _load(folder / TRIED), list[tuple[float, int]]()
 
     def evidence(cutoff: float, functions: int) -> float:
         known = {(one.cutoff, one.functions): one.log_evidence for one in tried}
         if (cutoff, functions) in known:
             return known[cutoff, functions]
         if tried and time.monotonic() + tried[-1].seconds > compute.deadline:
+            missed.append((cutoff, functions))
             return -np.inf
         tried.append(_try(folder, (cutoff, functions), build, frame, training, kappa, compute.threads))
         write_whole(folder / TRIED, json.dumps([asdict(one) for one in tried], indent=1))
@@ -107,7 +108,7 @@ def search(
     if settings.cutoff == "auto" and cutoff in (CUTOFFS[0], CUTOFFS[-1]):
         end = "shortest" if cutoff == CUTOFFS[0] else "longest"
         warnings.append(f"the evidence is highest for the {end} cutoff that is tried, {cutoff} Å")
-    if time.monotonic() > compute.deadline:
+    if missed:
         warnings.append("the search for the basis ended with its share of the time limit, before all was tried")
     return Searched(cutoff, functions, len(frame), tried, warnings)
 
@@ -124,12 +125,11 @@ def climb(values: Sequence[float], first: float, height: Callable[[float], float
 
 
 def sample(train: pd.DataFrame, on: Basis, seed: int) -> pd.DataFrame:
-    """Whole groups of structures, drawn at random until there are ROWS_PER_COEFFICIENT rows of forces for each coefficient."""
+    """Structures drawn at random until there are ROWS_PER_COEFFICIENT rows of forces for each coefficient, in their order."""
     rows = ROWS_PER_COEFFICIENT * sum(basis.size(on).functions.values())
-    sizes = (3 * train[ATOMS].map(len)).groupby(train[GROUP]).sum()
-    drawn = sizes.sort_index().sample(frac=1, random_state=seed)
-    enough = drawn.index[: int(np.searchsorted(drawn.cumsum().to_numpy(), rows)) + 1]
-    return train[train[GROUP].isin(enough)]
+    drawn = train.sort_values(SOURCE).sample(frac=1, random_state=seed)
+    enough = int(np.searchsorted(3 * drawn[ATOMS].map(len).cumsum().to_numpy(), rows)) + 1
+    return train[train[SOURCE].isin(drawn[SOURCE].iloc[:enough])]
 
 
 def _possible(build: Build, cutoff: float) -> list[int]:

@@ -11,7 +11,7 @@ from conftest import EXAMPLES, design_rows
 from mlip_pace import reference
 from mlip_pace.ace import basis, core
 from mlip_pace.collect import dataset
-from mlip_pace.collect.dataset import ATOMS, GROUP
+from mlip_pace.collect.dataset import ATOMS
 from mlip_pace.collect.files import find_files
 from mlip_pace.errors import SettingsError
 from mlip_pace.run.compute import Compute
@@ -122,21 +122,16 @@ def test_the_number_of_functions_by_evidence(tmp_path, target):
     assert {one.cutoff for one in found.tried} == {5.0}
 
 
-def test_the_sample_has_whole_groups_and_enough_of_them(target):
-    on = basis.section(
-        BasisSettings(cutoff=5.0, functions=2, body_order=2), ["Al", "Mg"], {"Al-Al": 2.5, "Al-Mg": 2.5, "Mg-Mg": 2.5}
-    )
-    groups = target.assign(**{GROUP: [str(n // 5) for n in range(len(target))]})
-    drawn = search.sample(groups, on, 1)
+def test_the_sample_has_enough_rows_and_no_more_whatever_the_order(target):
+    shortest = dict.fromkeys(("Al-Al", "Al-Mg", "Mg-Mg"), 2.5)
+    on = basis.section(BasisSettings(cutoff=5.0, functions=2, body_order=2), ["Al", "Mg"], shortest)
+    drawn = search.sample(target, on, 1)
     assert 0 < len(drawn) < len(target)
-    for _, members in groups.groupby(GROUP):
-        assert members[dataset.SOURCE].isin(drawn[dataset.SOURCE]).nunique() == 1
-    functions = sum(basis.size(on).functions.values())
-    rows = 3 * drawn[ATOMS].map(len)
-    last = rows.groupby(drawn[GROUP]).sum().max()
-    assert 24 * functions <= rows.sum() < 24 * functions + last
-    assert search.sample(groups.sample(frac=1, random_state=1), on, 1).index.sort_values().equals(drawn.index.sort_values())
-    assert not search.sample(groups, on, 2).index.equals(drawn.index)
+    rows, functions = 3 * drawn[ATOMS].map(len), sum(basis.size(on).functions.values())
+    assert 24 * functions <= rows.sum() < 24 * functions + rows.max()
+    shuffled = search.sample(target.sample(frac=1, random_state=1), on, 1)
+    assert shuffled.index.sort_values().equals(drawn.index)
+    assert not search.sample(target, on, 2).index.equals(drawn.index)
 
 
 def test_what_might_be_tried_is_said_before():
