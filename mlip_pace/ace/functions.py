@@ -3,7 +3,7 @@
 In the notation of R. Drautz, Phys. Rev. B 99, 014104 (2019): A_nlm = Σ_j R_nl(r_j) Y_lm(r_j) for each element of neighbours,
 and B = Σ_ms C_ms Re Π A_nlm. The variables x of an atom are, for each element of neighbours, Σ_j g_k(r_j), of which functions
 of one neighbour are made, and the real and imaginary parts of A with m >= 0 (A_nl-m is (-1)^m times the conjugate of A_nlm).
-Derivatives come from the products that lack one factor, or two, by one sparse matrix.
+Derivatives come from the products that lack one factor, or two, by one sparse matrix each.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Functions:
         return np.array([self.mixing.times(self.products(one)[0]) for one in densities]).reshape(-1, self.count)
 
     def curvature(self, c: Array) -> csc_array:
-        """For `bends`: from the products without two factors to Σ c ∂²B/∂x∂x (variables variables,)."""
+        """For `hessians`: from the products without two factors to Σ c ∂²B/∂x∂x (variables variables,)."""
         entries, variables, (numbers, alongs) = _Entries(), self.variables.count, self.variables.parts
         for terms in self.terms:
             weight, t = terms.mixing.T @ c, np.arange(terms.factors.shape[1])
@@ -148,8 +148,14 @@ class Functions:
 
     def hessians(self, curvature: csc_array, densities: Complex) -> Iterator[Array]:
         """Σ c ∂²B/∂x∂x (variables, variables) of one centre after the other, for the c of the `curvature`."""
-        size = self.variables.count
-        return (made.reshape(size, size) for made in self._applied(curvature, densities, but=2))
+        size, products = self.variables.count, []
+        for terms in self.terms:
+            factors = [np.take(densities, factor, axis=1) for factor in terms.factors]
+            for left_out in combinations(range(len(factors)), 2):
+                kept = [factor for n, factor in enumerate(factors) if n not in left_out]
+                products.append(reduce(np.multiply, kept) if kept else np.ones_like(factors[0]))
+        stacked = np.concatenate([*products, np.empty((len(densities), 0))], axis=1).astype(complex, copy=False)
+        return ((curvature @ parts).reshape(size, size) for parts in np.ascontiguousarray(stacked).view(np.float64))
 
     def _read(self, functions: Sequence[Any], rank1: int) -> list[_Terms]:
         """The products of which the functions are made, by order."""
@@ -181,19 +187,6 @@ class Functions:
             first += terms.factors.size
         entries.next_products(first)
         return entries.matrix(self.variables.count * count)
-
-    def _applied(self, matrix: csc_array, densities: Complex, but: int) -> Iterator[Array]:
-        """A matrix of `_Entries` times the products, for one centre after the other."""
-        stacked = np.concatenate(list(self._products(densities, but)), axis=1)
-        return (matrix @ parts for parts in stacked.view(np.float64))
-
-    def _products(self, densities: Complex, but: int) -> Iterator[Complex]:
-        """The products (centres, terms) of all factors of each order but none, one or two, in every way."""
-        for terms in self.terms:
-            factors = [np.take(densities, factor, axis=1) for factor in terms.factors]
-            for left_out in combinations(range(len(factors)), but):
-                kept = [factor for n, factor in enumerate(factors) if n not in left_out]
-                yield reduce(np.multiply, kept) if kept else np.ones_like(factors[0])
 
 
 class _Entries:
