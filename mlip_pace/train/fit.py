@@ -6,6 +6,7 @@ all training structures, unless a number of structures was asked for; held-out f
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from mlip_pace.collect.dataset import ATOMS, GROUP, SOURCE, SPLIT, WEIGHT
 from mlip_pace.collect.split import TEST, TRAIN
 from mlip_pace.reference import Reference
 from mlip_pace.run.compute import Compute
+from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import TrainingSettings
 from mlip_pace.train import crossvalidation, linear, radial, weights
 from mlip_pace.train.crossvalidation import CrossValidated, Errors
@@ -37,7 +39,8 @@ AT_FLOOR = (
     "the strength of the prior (lambda) is at its floor, the limit of double precision: the data determine the functions as "
     "far as numbers go; no harm if test errors are like training errors, else give MLIP_PACE_BASIS_FUNCTIONS less or more data"
 )
-LAST_SOLVE = 2.5  # times the first: normal equations of all folds, and a second pass for the errors of what is held out
+SECONDS = "seconds.json"  # that the first solve took
+HELD_OUT = 1.5  # times the solve for as many atoms: the second pass of cross-validation
 
 
 @dataclass(frozen=True)
@@ -158,12 +161,14 @@ def _least_squares(
     problem = radial.Problem(linear.labelled(train, training), watched, kappa, training.seed)
     place = folder / LEAST_SQUARES
     place.mkdir(exist_ok=True)
-    begin = time.monotonic()
     state = radial.load(place)
     if state is None or state.structures != len(train):
+        begin = time.monotonic()
         state = radial.start(place, problem, task.basis, compute.threads)
-    solve = time.monotonic() - begin
-    last = LAST_SOLVE * solve * sum(map(len, everything[ATOMS])) / sum(map(len, train[ATOMS]))
+        write_whole(place / SECONDS, json.dumps(time.monotonic() - begin))
+    solve = float(json.loads((place / SECONDS).read_text()))  # of the run that made it, which may be an earlier one
+    atoms = sum(map(len, everything[ATOMS]))
+    last = solve * (atoms + HELD_OUT * min(atoms, crossvalidation.ATOMS_LOOKED_AT)) / sum(map(len, train[ATOMS]))
     most = training.max_epochs if refined else 0
     if most:
         before = replace(compute, deadline=compute.deadline - last)
