@@ -3,7 +3,7 @@
 Arrays are those of `expansion.py` and `functions.py`. Of each centre the derivatives by places are a block (width, 3 links),
 links innermost, so that the longest loop runs over numbers that lie side by side; blocks follow one another in one flat array.
 Kernels are compiled for their signatures when this module is imported, and kept beside it, or, where that folder cannot be
-written, in one that is removed at the end. They run on one thread: worker processes are for more.
+written, in a temporary one, or, where there is none, not at all. They run on one thread: worker processes are for more.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ Compiled = TypeVar("Compiled", bound=Callable[..., None])
 KEPT = Path(__file__).parent / ".kernels"
 
 
-def _cache() -> str:
-    """A folder for compiled kernels that can be written; numba refuses others even to read from."""
+def _cache() -> str | None:
+    """A folder for compiled kernels that can be written; numba refuses others even to read from. None: there is none."""
     if given := os.environ.get("NUMBA_CACHE_DIR"):
         return given
     if os.access(KEPT if KEPT.exists() else KEPT.parent, os.W_OK):
         return str(KEPT)
-    folder = tempfile.mkdtemp(prefix="mlip-pace-")  # nobody else's: what is in it is run
+    try:
+        folder = tempfile.mkdtemp(prefix="mlip-pace-")  # nobody else's: what is in it is run
+    except FileNotFoundError:
+        return None
     owner = os.getpid()
 
     def remove() -> None:
@@ -44,11 +47,13 @@ def _cache() -> str:
     return folder
 
 
-numba.config.CACHE_DIR = _cache()  # type: ignore[attr-defined]
+CACHE = _cache()
+if CACHE is not None:
+    numba.config.CACHE_DIR = CACHE  # type: ignore[attr-defined]
 
 
 def kernel(signature: str) -> Callable[[Compiled], Compiled]:
-    compiled: Callable[[Compiled], Compiled] = numba.njit(signature, cache=True, error_model="numpy")  # type: ignore[assignment]
+    compiled: Callable[[Compiled], Compiled] = numba.njit(signature, cache=CACHE is not None, error_model="numpy")  # type: ignore[assignment]
     return compiled
 
 
