@@ -117,7 +117,9 @@ def test_more_takes_longer(rows, building, iterations, threads, pacemaker, times
 def test_what_is_expected_adds_up():
     own, theirs = (estimate.expected(MEASURED_HERE, 10, 4, pacemaker) for pacemaker in (False, True))
     assert 25 < own["linear_start"] == theirs["linear_start"] < 100  # the rows on four threads, and what comes with them
-    assert 250 < own["training"] < 1000
+    assert 250 < own["training"] < 2000
+    assert own["linear_start"] < own["last_solve"] < 0.3 * own["training"]
+    assert theirs["last_solve"] == 0
     assert estimate.expected(MEASURED_HERE, 20, 4, False)["training"] == pytest.approx(2 * own["training"])
     for pacemaker in (False, True):
         assert estimate.expected(MEASURED_HERE, 0, 4, pacemaker)["training"] == 0

@@ -28,7 +28,7 @@ def test_water_alone_does_not_give_hydrogen_a_third_of_its_energy():
     assert -30 < e0["H"] < 0
     assert e0["O"] == pytest.approx(FREE["O"], rel=0.02)
     assert 2 * e0["H"] + e0["O"] == pytest.approx(2 * FREE["H"] + FREE["O"] - 9, abs=0.5)
-    (said,) = warnings(e0, source)
+    (said,) = warnings(e0, source, [], [])
     assert "H, O" in said
     assert "MLIP_PACE_DATA_E0" in said
 
@@ -92,3 +92,14 @@ def test_a_run_on_water_ends_with_sense(tmp_path):
         atoms.rattle(0.02, seed=n)
         water.append(labelled(atoms, -2078.5 + 0.01 * n))
     assert -30 < atoms_to_dataframe(water).attrs["e0"]["H"] < 0
+
+
+def test_what_least_squares_leave_of_the_binding_is_said():
+    """Free atoms at -1000 eV in cells bound by 3.5 and 4 eV/atom: least squares see E0 of -1003.8 and hardly any binding."""
+    structures = [Atoms("Si2"), Atoms("Si4")]
+    energies = np.array([2 * -1003.5, 4 * -1004.0])
+    e0, source = atomic_energies(structures, energies, {}, "auto")
+    (said,) = warnings(e0, source, structures, energies)
+    assert "E0 of Si by least squares" in said
+    assert "the lowest is -0.10 eV/atom" in said  # E0 = (2 * 2007 + 4 * 4016) / 20 = -1003.9 eV
+    assert warnings(*atomic_energies(structures, energies, {"Si": -1000.0}, "auto"), structures, energies) == []
