@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlip_pace import __version__
-from mlip_pace.errors import JobError, OutputError, StorageError, ToolError
+from mlip_pace.errors import JobError, OutOfMemoryError, OutputError, StorageError, ToolError
 from mlip_pace.run import stopping
 
 if TYPE_CHECKING:
@@ -165,9 +165,12 @@ def as_job_error(error: Exception) -> JobError:
     """The error with its exit code; what we did not foresee is 70."""
     if isinstance(error, JobError):
         return error
+    if isinstance(error, MemoryError):
+        said = f": {error}" if str(error) else ""
+        return OutOfMemoryError(f"out of memory{said}", "give it more memory, or fewer MLIP_PACE_RUN_THREADS")
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             return StorageError(f"{error.strerror}{where}", "free space on the output path, then run the same command again")
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return OutputError(f"{error.strerror}{where}", f"uid {os.getuid()} must be able to write there")

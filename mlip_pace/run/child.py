@@ -24,7 +24,7 @@ from mlip_pace.run.stopping import SIGNALS, raise_if_stopped
 
 # How TensorFlow (on a GPU, say), C++ and Python say that there is no more memory.
 _NO_MEMORY = re.compile("ResourceExhaustedError|std::bad_alloc|MemoryError")
-_NO_SPACE = re.compile("No space left on device|Disk quota exceeded")
+_NO_SPACE = re.compile("No space left on device|Disk quota exceeded|File too large")
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1

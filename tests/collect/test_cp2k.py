@@ -71,14 +71,14 @@ def test_later_steps_without_coordinates_are_named():
 
 
 def test_a_new_cell_does_not_reach_back():
-    first, second = read_output(raw("hard.cell-opt.cp2k.out"))
+    first, second = read_output(raw("hard-cases/cp2k/cell-opt.out"))
     assert first.get_volume() == pytest.approx(54.872)
     assert second == NO_COORDINATES
 
 
 @pytest.mark.parametrize("order", ["cell first", "coordinates first"])
 def test_cell_and_coordinates_in_either_order(order):
-    text = raw("hard.cell-opt.cp2k.out")
+    text = raw("hard-cases/cp2k/cell-opt.out")
     table = re.search(r" MODULE QUICKSTEP(?:.*\n)+?\n(?=\n| ENERGY)", text)[0].replace("1.350000", "1.450000")
     start, end = text.index(" CELL| Volume", 1000), text.rindex(" ENERGY|")
     second = text[start:end] + table if order == "cell first" else table + text[start:end]
@@ -91,7 +91,7 @@ def test_cell_and_coordinates_in_either_order(order):
 
 
 def test_the_layout_of_2025():
-    (atoms,) = read_output(raw("hard.v2025.cp2k.out"))
+    (atoms,) = read_output(raw("hard-cases/cp2k/v2025.out"))
     np.testing.assert_allclose(atoms.calc.results["forces"][:, 0], [0.514221, -0.514221], atol=1e-6)
     np.testing.assert_allclose(atoms.calc.results["stress"], [-0.006242] * 3 + [0] * 3, atol=1e-6)
 
@@ -108,14 +108,14 @@ def test_the_layout_of_2025():
     ],
 )
 def test_units_are_those_in_brackets(old, new, what, factor):
-    text = raw("hard.v2025.cp2k.out")
+    text = raw("hard-cases/cp2k/v2025.out")
     (before,), (after,) = read_output(text), read_output(text.replace(old, new))
     np.testing.assert_allclose(after.calc.results[what], np.asarray(before.calc.results[what]) * factor, rtol=1e-9)
     (reason,) = read_output(text.replace(old, old.replace("hartree", "parsec").replace("GPa", "parsec")))
     assert reason.startswith("CP2K: the unit parsec")
 
 
-@pytest.mark.parametrize("name", ["hard.not-converged.cp2k.out", WATER])
+@pytest.mark.parametrize("name", ["hard-cases/cp2k/not-converged.out", WATER])
 def test_what_did_not_converge_is_named(name):
     (frame,) = read_output(raw(name))
     assert isinstance(frame, Unconverged)
@@ -148,7 +148,7 @@ def test_what_is_not_of_dft_is_named(old, new, reason):
 
 
 def test_parts_of_an_energy_are_named():
-    text = raw("hard.v2025.cp2k.out")
+    text = raw("hard-cases/cp2k/v2025.out")
     energy = re.search(r" ENERGY\|.*\n", text)[0]
     assert (
         list(read_output(text.replace(energy, energy + energy.replace("QS", "QMMM"))))

@@ -104,7 +104,7 @@ def test_energies_go_with_stress_where_the_cell_changes():
 
 
 def test_the_energy_of_a_hybrid_functional_is_that_at_the_end():
-    text = raw("hard.hybrid.pwo.gz")
+    text = raw("hard-cases/qe-hybrid/hybrid.pwo")
     frames = list(read_output(text))
     assert frames[0].calc.results["energy"] == pytest.approx(-207.447, abs=1e-3)
     final = [float(e) * Ry for e in re.findall(rf"!!   total energy +=\s+{NUMBER}", text)]
@@ -118,7 +118,7 @@ def test_the_energy_of_a_hybrid_functional_is_that_at_the_end():
 
 
 def test_occupations_and_other_output_are_no_obstacle():
-    (atoms,) = read_output(raw("hard.hubbard.pwo.gz"))
+    (atoms,) = read_output(raw("hard-cases/qe-unread/hubbard.pwo"))
     assert {"energy", "forces", "stress"} <= set(atoms.calc.results)
 
 
