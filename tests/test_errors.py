@@ -1,6 +1,7 @@
 """What a user reads when a job ends: the culprit by name, and what to do about it."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -58,3 +59,16 @@ def test_a_limit_of_the_system_has_its_exit_code_and_harms_nothing(tmp_path, kin
     assert last["resumable"]
     assert not (tmp_path / "potential.json").exists()
     assert mlip_pace(tmp_path, **settings)[0] == 0
+
+
+def test_a_fit_that_diverges_is_80(tmp_path):
+    """The real pacemaker, started from coefficients that no computer can square; nothing is published."""
+    assert mlip_pace(tmp_path / "sound")[0] == 0
+    sound = (tmp_path / "sound" / "potential.yaml").read_text()
+    start = tmp_path / "start.yaml"
+    start.write_text(re.sub(r" c: \[([^\]]*)\]", lambda c: f" c: [{', '.join(['1e300'] * len(c[1].split(',')))}]", sound))
+    code, _, last = mlip_pace(tmp_path / "out", TRAINING_START=start, TRAINING_MAX_EPOCHS=3)
+    assert (code, last["code"], last["reason"]) == (80, 80, "diverged")
+    assert "no longer a number" in last["message"]
+    assert not last["resumable"]
+    assert not (tmp_path / "out" / "potential.json").exists()
