@@ -43,6 +43,7 @@ def test_the_last_line_names_the_culprit_and_what_to_do(tmp_path, case):
     assert action in last["hint"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more", "code", "said"),
     [(resource.RLIMIT_AS, 100 * 2**20, 71, "out of memory"), (resource.RLIMIT_FSIZE, 20_000, 74, "File too large")],
@@ -61,6 +62,7 @@ def test_a_limit_of_the_system_has_its_exit_code_and_harms_nothing(tmp_path, kin
     assert mlip_pace(tmp_path, **settings)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_fit_that_diverges_is_80(tmp_path):
     """The real pacemaker, started from coefficients that no computer can square; nothing is published."""
     assert mlip_pace(tmp_path / "sound")[0] == 0
