@@ -21,8 +21,9 @@ from threadpoolctl import threadpool_limits
 from mlip_pace.ace import basis
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
-from mlip_pace.arrays import Array, Integers
+from mlip_pace.arrays import Array
 from mlip_pace.run import pool
+from mlip_pace.run.pool import Workers
 from mlip_pace.train import linear
 from mlip_pace.train.linear import Labelled, Normal, Solution
 
@@ -65,7 +66,7 @@ class _Fold:
         return _sum([(1 - kappa, self.energies), (kappa, self.forces)])
 
 
-def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: int) -> dict[float, Errors]:
+def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> dict[float, Errors]:
     """The errors of the held-out structures for each of KAPPAS; nothing if there are not two groups to hold out."""
     folds = _folds(structures, groups, on, workers)
     if len(folds) < 2:
@@ -85,7 +86,7 @@ def best(errors: dict[float, Errors]) -> float:
 
 
 def validate(
-    structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: int
+    structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: Workers
 ) -> tuple[Solution, CrossValidated | None]:  # fmt: skip
     """The least-squares solution of all structures, and what held-out ones say of it, if there are two groups."""
     folds, scale = _folds(structures, groups, on, workers), basis.smoothness(on)
@@ -102,7 +103,7 @@ def validate(
     return solution, CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True)))
 
 
-def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: int) -> list[_Fold]:
+def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> list[_Fold]:
     """The folds with their normal equations. Groups go to the folds in turn, the largest first, to the smallest fold."""
     size = len(basis.smoothness(on))
     most = int(np.clip(FOLD_BYTES // (16 * size**2), 2, FOLDS))
@@ -112,37 +113,41 @@ def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, wor
     parts: list[list[int]] = [[] for _ in range(min(most, len(members)))]
     for group in sorted(members, key=lambda group: (-len(members[group]), group)):
         min(parts, key=len).extend(members[group])
-    chunks = [linear.chunks_of([structures[n] for n in sorted(part)]) for part in parts]
+    everything = np.arange(size)
+    folds = [[structures[n] for n in sorted(part)] for part in parts]
     accumulate = partial(_accumulate, expansion=basis.expansion(on))
-    results = pool.parallel_map(accumulate, [chunk for some in chunks for chunk in some], workers)
-    folds = []
-    for some in chunks:
-        energies, forces = linear.Sum(size), linear.Sum(size)
-        for _ in some:
-            columns, of_energies, of_forces = next(results)
-            energies.add(columns, of_energies)
-            forces.add(columns, of_forces)
-        folds.append(_Fold([one for chunk in some for one in chunk], energies.normal, forces.normal))
-    return folds
+    sums = pool.parallel_sums(accumulate, [linear.chunks_of(fold) for fold in folds], workers)
+    return [_Fold(fold, one.energies.of(everything), one.forces.of(everything)) for fold, one in zip(folds, sums, strict=True)]
 
 
-def _accumulate(chunk: Sequence[Labelled], expansion: Expansion) -> tuple[Integers, Normal, Normal]:
-    """The normal equations of energies and of forces, in the columns that are not zero, and which these are."""
+@dataclass(frozen=True)
+class _Normals:
+    """Normal equations of energies and of forces."""
+
+    energies: Normal
+    forces: Normal
+
+    def __add__(self, other: _Normals) -> _Normals:
+        return _Normals(self.energies + other.energies, self.forces + other.forces)
+
+
+def _accumulate(chunk: Sequence[Labelled], expansion: Expansion) -> _Normals:
+    """The normal equations of some structures."""
     rows = [of_c for of_c, _ in expansion.rows((one.atoms for one in chunk), stress=linear.has_stress(chunk))]
     targets = [one.target for one in chunk]
-    columns, energies = linear.part(chunk, rows, targets, 0.0)
-    _, forces = linear.part(chunk, rows, targets, 1.0, columns)
-    return columns, energies, forces
+    energies = linear.normal(chunk, rows, targets, 0.0)
+    return _Normals(energies, linear.normal(chunk, rows, targets, 1.0, energies.columns))
 
 
 def _sum(parts: Sequence[tuple[float, Normal]]) -> Normal:
-    """The weighted sum."""
-    matrix, vector, square, rows = np.zeros_like(parts[0][1].matrix), np.zeros_like(parts[0][1].vector), 0.0, 0
+    """The weighted sum, of all columns."""
+    first = parts[0][1]
+    matrix, vector, square, rows = np.zeros_like(first.matrix), np.zeros_like(first.vector), 0.0, 0
     for weight, normal in parts:
         matrix += weight * normal.matrix
         vector += weight * normal.vector
         square, rows = square + weight * normal.square, rows + normal.rows
-    return Normal(matrix, vector, square, rows)
+    return Normal(first.columns, matrix, vector, square, rows)
 
 
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
@@ -154,13 +159,13 @@ def _without(normals: Sequence[Normal], left: Sequence[int], lam: float, scale: 
     return coefficients
 
 
-def _held_out(folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: int) -> list[Errors]:
+def _held_out(folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: Workers) -> list[Errors]:
     """The errors of each fit (coefficients for each fold, of the others) on what it left out."""
     items = [(n, chunk) for n, fold in enumerate(folds) for chunk in linear.chunks_of(fold.structures)]
     items = items[:: 1 + len(items) * linear.ATOMS_IN_CHUNK // ATOMS_LOOKED_AT]
     together = [np.column_stack([fit[n] for fit in fits]) for n in range(len(folds))]
     function = partial(_errors, expansion=basis.expansion(on), coefficients=together)
-    sums = np.sum(list(pool.parallel_map(function, items, workers)), axis=0)
+    (sums,) = pool.parallel_sums(function, [items], workers)
     energies, components = sums[4, 0], sums[5, 0]
     return [
         Errors(float(e), float(np.sqrt(e2)), float(f), float(np.sqrt(f2)))

@@ -14,7 +14,7 @@ structures with a stress, is its virial: volume times stress in the six componen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array, Integers
 from mlip_pace.collect.dataset import ATOMS
 from mlip_pace.run import pool
+from mlip_pace.run.pool import Workers
 from mlip_pace.settings import TrainingSettings
 from mlip_pace.train.weights import loss_weights
 
@@ -64,12 +65,29 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Normal:
-    """Normal equations G c = b with the sum of squares of the right-hand sides and the number of rows."""
+    """Normal equations G c = b of some `columns` (ascending), those of other columns being zero, with the sum of squares of the
+    right-hand sides and the number of rows.
+    """
 
+    columns: Integers
     matrix: Array
     vector: Array
     square: float
     rows: int
+
+    def __add__(self, other: Normal) -> Normal:
+        columns = np.union1d(self.columns, other.columns)
+        one, two = self.of(columns), other.of(columns)
+        return Normal(columns, one.matrix + two.matrix, one.vector + two.vector, one.square + two.square, one.rows + two.rows)
+
+    def of(self, columns: Integers) -> Normal:
+        """The same in columns that have its own among them."""
+        if len(columns) == len(self.columns):
+            return self
+        at = np.searchsorted(columns, self.columns)
+        matrix, vector = np.zeros((len(columns), len(columns))), np.zeros(len(columns))
+        matrix[np.ix_(at, at)], vector[at] = self.matrix, self.vector
+        return Normal(columns, matrix, vector, self.square, self.rows)
 
 
 @dataclass(frozen=True)
@@ -102,10 +120,10 @@ def labelled(target: pd.DataFrame, training: TrainingSettings | None = None) -> 
     return [Labelled(*row) for row in zip(*columns, strict=True)]
 
 
-def part(
+def normal(
     chunk: Sequence[Labelled], rows: Sequence[Array], targets: Sequence[Array], kappa: float, columns: Integers | None = None
-) -> tuple[Integers, Normal]:  # fmt: skip
-    """The normal equations of some structures in `columns`, those that are not zero if none are given, and which these are.
+) -> Normal:
+    """The normal equations of some structures in `columns`, those that are not zero if none are given.
 
     `rows` are those of energies, forces and virials; as much of them counts as the targets have.
     """
@@ -116,28 +134,7 @@ def part(
     counts = weights > 0
     root = np.sqrt(weights[counts])
     together, target = together[np.ix_(counts, columns)] * root[:, None], np.concatenate(targets)[counts] * root
-    return columns, Normal(together.T @ together, together.T @ target, float(target @ target), len(target))
-
-
-class Sum:
-    """The normal equations of all columns, to which those of some are added."""
-
-    def __init__(self, size: int) -> None:
-        self.normal = Normal(np.zeros((size, size)), np.zeros(size), 0.0, 0)
-
-    def add(self, columns: Integers, one: Normal) -> None:
-        matrix, vector = self.normal.matrix, self.normal.vector
-        matrix[np.ix_(columns, columns)] += one.matrix
-        vector[columns] += one.vector
-        self.normal = Normal(matrix, vector, self.normal.square + one.square, self.normal.rows + one.rows)
-
-
-def total(parts: Iterable[tuple[Integers, Normal]], size: int) -> Normal:
-    """The normal equations of `size` columns that the parts add up to."""
-    together = Sum(size)
-    for columns, one in parts:
-        together.add(columns, one)
-    return together.normal
+    return Normal(columns, together.T @ together, together.T @ target, float(target @ target), len(target))
 
 
 def has_stress(chunk: Sequence[Labelled]) -> bool:
@@ -145,14 +142,15 @@ def has_stress(chunk: Sequence[Labelled]) -> bool:
     return any(labelled.virial is not None for labelled in chunk)
 
 
-def accumulate(chunk: Sequence[Labelled], expansion: Expansion, kappa: float) -> tuple[Integers, Normal]:
-    """The normal equations of some structures, by `part`."""
+def accumulate(chunk: Sequence[Labelled], expansion: Expansion, kappa: float) -> Normal:
+    """The normal equations of some structures."""
     rows = [of_c for of_c, _ in expansion.rows((labelled.atoms for labelled in chunk), stress=has_stress(chunk))]
-    return part(chunk, rows, [labelled.target for labelled in chunk], kappa)
+    return normal(chunk, rows, [labelled.target for labelled in chunk], kappa)
 
 
 def solve(normal: Normal, scale: Array) -> Solution:
     """The solution of highest evidence for the prior scales s (functions,)."""
+    normal = normal.of(np.arange(len(scale)))
     values, vectors = np.linalg.eigh(normal.matrix * scale[:, None] * scale)
     values = np.clip(values, 0.0, None)
     projected = vectors.T @ (normal.vector * scale)
@@ -185,8 +183,9 @@ def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:
     return chunks
 
 
-def fit(structures: Sequence[Labelled], on: Basis, kappa: float, workers: int = 1) -> Solution:
+def fit(structures: Sequence[Labelled], on: Basis, kappa: float, workers: Workers = 1) -> Solution:
     """The least-squares solution for the coefficients of a basis."""
     function = partial(accumulate, expansion=basis.expansion(on), kappa=kappa)
     scale = basis.smoothness(on)
-    return solve(total(pool.parallel_map(function, chunks_of(structures), workers), len(scale)), scale)
+    (normal,) = pool.parallel_sums(function, [chunks_of(structures)], workers)
+    return solve(normal, scale)

@@ -27,9 +27,10 @@ from mlip_pace.ace.basis import Basis, BasisFile
 from mlip_pace.ace.evaluators import Predictor
 from mlip_pace.ace.expansion import Expansion, Pair
 from mlip_pace.ace.files import write_linear
-from mlip_pace.arrays import Array, Integers
+from mlip_pace.arrays import Array
 from mlip_pace.run import pool
 from mlip_pace.run.compute import Compute
+from mlip_pace.run.pool import Workers
 from mlip_pace.run.steps import write_whole
 from mlip_pace.train import linear
 from mlip_pace.train.linear import Labelled, Normal, Solution
@@ -80,7 +81,7 @@ class Problem:
     seed: int = 42
 
 
-def start(folder: Path, problem: Problem, first: Basis, workers: int = 1) -> State:
+def start(folder: Path, problem: Problem, first: Basis, workers: Workers = 1) -> State:
     """The least-squares solution with the radial functions as they are in the first basis: iteration 0."""
     solution = linear.fit(problem.train, first, problem.kappa, workers)
     write_linear(folder / "iteration-0.yaml", first, solution.coefficients)
@@ -112,7 +113,7 @@ def refine(folder: Path, problem: Problem, most: int, compute: Compute, longest:
     return state
 
 
-def iterate(folder: Path, state: State, problem: Problem, workers: int) -> State:
+def iterate(folder: Path, state: State, problem: Problem, workers: Workers) -> State:
     """One step in C and the solve for c that belongs to it."""
     here = BasisFile(folder / state.potential)
     number = state.iteration + 1
@@ -124,8 +125,8 @@ def iterate(folder: Path, state: State, problem: Problem, workers: int) -> State
     sample = _sample(problem.train, size, np.random.default_rng((problem.seed, number)))
     expansion, coefficients = basis.expansion(here), state.solution.coefficients
     function = partial(jacobian, expansion=expansion, pairs=pairs, coefficients=coefficients, kappa=problem.kappa)
-    parts = pool.parallel_map(function, linear.chunks_of(sample), workers)
-    normal = linear.total(parts, len(columns) + len(coefficients))
+    (normal,) = pool.parallel_sums(function, [linear.chunks_of(sample)], workers)
+    normal = normal.of(np.arange(len(columns) + len(coefficients)))
     radial = basis.radial_coefficients(here)
     length = state.trust * float(np.linalg.norm(radial[columns]))
     prior = state.solution.lam / basis.smoothness(here) ** 2
@@ -146,7 +147,7 @@ def iterate(folder: Path, state: State, problem: Problem, workers: int) -> State
 
 def jacobian(
     chunk: Sequence[Labelled], expansion: Expansion, pairs: Sequence[Pair], coefficients: Array, kappa: float
-) -> tuple[Integers, Normal]:
+) -> Normal:
     """The normal equations of a step in C of some pairs of elements and in c together, from c = `coefficients`."""
     rows = expansion.rows((labelled.atoms for labelled in chunk), coefficients, pairs, linear.has_stress(chunk))
     together, gaps = [], []
@@ -154,7 +155,7 @@ def jacobian(
         target = labelled.target
         together.append(np.hstack([of_radial, of_c]))
         gaps.append(target - of_c[: len(target)] @ coefficients)
-    return linear.part(chunk, together, gaps, kappa)
+    return linear.normal(chunk, together, gaps, kappa)
 
 
 def _groups(pairs: dict[Pair, slice]) -> list[list[Pair]]:
@@ -207,7 +208,7 @@ def _within(length: float, matrix: Array, vector: Array) -> Array:
     return step
 
 
-def write_metrics(folder: Path, state: State, problem: Problem, workers: int) -> dict[str, float]:
+def write_metrics(folder: Path, state: State, problem: Problem, workers: Workers) -> dict[str, float]:
     """Add a row to the tables, and return that of the training structures."""
     rows = {}
     for table, labelled in (("metrics.txt", problem.train), ("test_metrics.txt", problem.test)):
@@ -222,11 +223,10 @@ def write_metrics(folder: Path, state: State, problem: Problem, workers: int) ->
     return rows["metrics.txt"]
 
 
-def errors(potential: Path, structures: Sequence[Labelled], kappa: float, workers: int) -> dict[str, float]:
+def errors(potential: Path, structures: Sequence[Labelled], kappa: float, workers: Workers) -> dict[str, float]:
     """Loss and errors of the target (eV/atom; eV/Å per component), under pacemaker's names."""
-    chunks = linear.chunks_of(structures)
-    predict = Predictor(BasisFile(potential))
-    predicted = pool.parallel_map(lambda chunk: [predict(labelled.atoms) for labelled in chunk], chunks, workers)
+    predict = partial(_predict, predictor=Predictor(BasisFile(potential)))
+    predicted = pool.parallel_map(predict, linear.chunks_of(structures), workers)
     gaps = [p[: len(s.target)] - s.target for p, s in zip(chain.from_iterable(predicted), structures, strict=True)]
     energy = np.array([gap[0] / len(s.atoms) for gap, s in zip(gaps, structures, strict=True)])
     forces = np.concatenate([gap[1 : 1 + 3 * len(s.atoms)] for gap, s in zip(gaps, structures, strict=True)])
@@ -237,3 +237,7 @@ def errors(potential: Path, structures: Sequence[Labelled], kappa: float, worker
         "mae_epa": float(np.mean(np.abs(energy))),
         "mae_f_comp": float(np.mean(np.abs(forces))),
     }
+
+
+def _predict(chunk: Sequence[Labelled], predictor: Predictor) -> list[Array]:
+    return [predictor(labelled.atoms) for labelled in chunk]

@@ -1,13 +1,12 @@
 """Children: what their end means, as an exit code. Real processes."""
 
 import os
-import signal
 import sys
 
 import pytest
 
 from mlip_pace.errors import JobError, OutOfMemoryError, StorageError, ToolError
-from mlip_pace.run import child, pool
+from mlip_pace.run import child
 
 
 @pytest.mark.parametrize(
@@ -49,27 +48,3 @@ def test_at_the_deadline_a_child_is_ended(tmp_path):
     """It is told to, before it is killed, and nothing of it is left."""
     script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(600)"
     assert not child.run([sys.executable, "-c", script], tmp_path, tmp_path / "log", os.environ, deadline=0.0)
-
-
-def _die(item):
-    if item == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item**2
-
-
-def test_a_worker_that_is_killed_ends_the_map_by_name():
-    with pytest.raises(ToolError, match="a worker process was killed") as failed:
-        list(pool.parallel_map(_die, range(8), 2))
-    assert "MLIP_PACE_RUN_THREADS" in failed.value.hint
-
-
-def test_what_a_worker_raises_is_raised():
-    def fail(item):
-        raise ZeroDivisionError(item)
-
-    with pytest.raises(ZeroDivisionError):
-        list(pool.parallel_map(fail, range(4), 2))
-
-
-def test_results_come_in_the_order_of_the_items():
-    assert list(pool.parallel_map(lambda n: n**2, range(50), 2)) == [n**2 for n in range(50)]

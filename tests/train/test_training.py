@@ -159,7 +159,7 @@ def test_rounding_does_not_pass_for_evidence():
     rng = np.random.default_rng(5)
     rows, noise = rng.normal(size=(60, 200)) * 10.0 ** rng.uniform(-6, 0, 200), rng.normal(size=200)
     target = rng.normal(size=60)
-    normal = linear.Normal(rows.T @ rows, rows.T @ target + 1e-12 * noise, float(target @ target), 60)
+    normal = linear.Normal(np.arange(rows.shape[1]), rows.T @ rows, rows.T @ target + 1e-12 * noise, float(target @ target), 60)
     solution = linear.solve(normal, np.ones(200))
     assert solution.log_evidence < 60 * np.log(10) * 7  # that of a misfit of 1e-14
     assert np.abs(rows @ solution.coefficients).max() < 10 * np.abs(target).max()
