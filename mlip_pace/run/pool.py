@@ -1,4 +1,4 @@
-"""What is computed in parallel: a map, and a sum, by processes forked from us or by the workers of a Dask cluster.
+"""What worker processes of our own compute: a map, and sums. They are forked from us, and end with us.
 
 Results are those of one process, bit by bit: a map keeps the order of its items, and a sum is a tree whose form follows from
 the number of its items alone.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import operator
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -38,68 +37,14 @@ class Addable(Protocol):
     def __add__(self: A, other: A, /) -> A: ...
 
 
-class Cluster(Protocol):
-    """Workers that are not forked from us: those of `run/cluster.py`. Functions and items are sent to them."""
+def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    """`map(function, items)` in worker processes that end with us; results in the order of the items.
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]: ...
-
-    def sums(self, function: Callable[[T], A], groups: Sequence[Sequence[T]]) -> list[A]: ...
-
-
-Workers = int | Cluster  # so many processes of this machine, or a cluster
-
-
-def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: Workers) -> Iterator[R]:
-    """`map(function, items)`, by workers; results in the order of the items.
-
-    Function and items are there in processes of this machine without being sent: these are forked from us.
+    Function and items are there in the workers without being sent: these are forked from us.
     """
-    if not isinstance(workers, int):
-        yield from workers.map(function, items)
-    elif workers <= 1 or len(items) <= 1:
+    if workers <= 1 or len(items) <= 1:
         yield from map(function, items)
-    else:
-        yield from _forked_map(function, items, workers)
-
-
-def parallel_sums(function: Callable[[T], A], groups: Sequence[Sequence[T]], workers: Workers) -> list[A]:
-    """For each group of items (one at least) the sum of `function` over it. The workers add, too."""
-    if not isinstance(workers, int):
-        return workers.sums(function, groups)
-    tasks = blocks(groups, TASKS)
-    results = parallel_map(partial(sum_of, function), [block for some in tasks for block in some], workers)
-    return [tree_sum(islice(results, len(some))) for some in tasks]
-
-
-def tree_sum(terms: Iterable[A], add: Callable[[A, A], A] = operator.add) -> A:
-    """ARITY terms in their order, ARITY such sums, and so on. Sums of aligned blocks in place of their terms change nothing."""
-    levels: list[tuple[int, A | None]] = []
-    for term in terms:
-        for level in count():
-            if level == len(levels):
-                levels.append((0, None))
-            number, so_far = levels[level]
-            term = term if so_far is None else add(so_far, term)
-            if number + 1 < ARITY:
-                levels[level] = number + 1, term
-                break
-            levels[level] = 0, None
-    return reduce(lambda right, left: add(left, right), [so_far for _, so_far in levels if so_far is not None])
-
-
-def blocks(groups: Sequence[Sequence[T]], most: int) -> list[list[Sequence[T]]]:
-    """The groups in blocks of 1, ARITY, ARITY^2, … items, the smallest that make about `most` in all."""
-    size = 1
-    while sum(len(group) for group in groups) > most * size:
-        size *= ARITY
-    return [[group[n : n + size] for n in range(0, len(group), size)] for group in groups]
-
-
-def sum_of(function: Callable[[T], A], items: Sequence[T]) -> A:
-    return tree_sum(map(function, items))
-
-
-def _forked_map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+        return
     kills = limits.out_of_memory_kills()
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(workers, len(items)), context, _start_worker, (function, items)) as pool:
@@ -116,6 +61,41 @@ def _forked_map(function: Callable[[T], R], items: Sequence[T], workers: int) ->
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def parallel_sums(function: Callable[[T], A], groups: Sequence[Sequence[T]], workers: int) -> list[A]:
+    """For each group of items (one at least) the sum of `function` over it. The workers add, too."""
+    tasks = blocks(groups, TASKS)
+    results = parallel_map(partial(sum_of, function), [block for some in tasks for block in some], workers)
+    return [tree_sum(islice(results, len(some))) for some in tasks]
+
+
+def tree_sum(terms: Iterable[A]) -> A:
+    """ARITY terms in their order, ARITY such sums, and so on. Sums of aligned blocks in place of their terms change nothing."""
+    levels: list[tuple[int, A | None]] = []
+    for term in terms:
+        for level in count():
+            if level == len(levels):
+                levels.append((0, None))
+            number, so_far = levels[level]
+            term = term if so_far is None else so_far + term
+            if number + 1 < ARITY:
+                levels[level] = number + 1, term
+                break
+            levels[level] = 0, None
+    return reduce(lambda right, left: left + right, [so_far for _, so_far in levels if so_far is not None])
+
+
+def blocks(groups: Sequence[Sequence[T]], most: int) -> list[list[Sequence[T]]]:
+    """The groups in blocks of 1, ARITY, ARITY^2, … items, the smallest that make about `most` in all."""
+    size = 1
+    while sum(len(group) for group in groups) > most * size:
+        size *= ARITY
+    return [[group[n : n + size] for n in range(0, len(group), size)] for group in groups]
+
+
+def sum_of(function: Callable[[T], A], items: Sequence[T]) -> A:
+    return tree_sum(map(function, items))
 
 
 _task: tuple[Callable[[Any], Any], Sequence[Any]]  # of a worker

@@ -23,7 +23,6 @@ from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array
 from mlip_pace.run import pool
-from mlip_pace.run.pool import Workers
 from mlip_pace.train import linear
 from mlip_pace.train.linear import Labelled, Normal, Solution
 
@@ -66,7 +65,7 @@ class _Fold:
         return _sum([(1 - kappa, self.energies), (kappa, self.forces)])
 
 
-def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> dict[float, Errors]:
+def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: int) -> dict[float, Errors]:
     """The errors of the held-out structures for each of KAPPAS; nothing if there are not two groups to hold out."""
     folds = _folds(structures, groups, on, workers)
     if len(folds) < 2:
@@ -86,7 +85,7 @@ def best(errors: dict[float, Errors]) -> float:
 
 
 def validate(
-    structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: Workers
+    structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: int
 ) -> tuple[Solution, CrossValidated | None]:  # fmt: skip
     """The least-squares solution of all structures, and what held-out ones say of it, if there are two groups."""
     folds, scale = _folds(structures, groups, on, workers), basis.smoothness(on)
@@ -103,7 +102,7 @@ def validate(
     return solution, CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True)))
 
 
-def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> list[_Fold]:
+def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: int) -> list[_Fold]:
     """The folds with their normal equations. Groups go to the folds in turn, the largest first, to the smallest fold."""
     size = len(basis.smoothness(on))
     most = int(np.clip(FOLD_BYTES // (16 * size**2), 2, FOLDS))
@@ -135,8 +134,8 @@ def _accumulate(chunk: Sequence[Labelled], expansion: Expansion) -> _Normals:
     """The normal equations of some structures."""
     rows = [of_c for of_c, _ in expansion.rows((one.atoms for one in chunk), stress=linear.has_stress(chunk))]
     targets = [one.target for one in chunk]
-    energies = linear.normal(chunk, rows, targets, 0.0)
-    return _Normals(energies, linear.normal(chunk, rows, targets, 1.0, energies.columns))
+    energies = linear.normal_equations(chunk, rows, targets, 0.0)
+    return _Normals(energies, linear.normal_equations(chunk, rows, targets, 1.0, energies.columns))
 
 
 def _sum(parts: Sequence[tuple[float, Normal]]) -> Normal:
@@ -159,7 +158,7 @@ def _without(normals: Sequence[Normal], left: Sequence[int], lam: float, scale: 
     return coefficients
 
 
-def _held_out(folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: Workers) -> list[Errors]:
+def _held_out(folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: int) -> list[Errors]:
     """The errors of each fit (coefficients for each fold, of the others) on what it left out."""
     items = [(n, chunk) for n, fold in enumerate(folds) for chunk in linear.chunks_of(fold.structures)]
     items = items[:: 1 + len(items) * linear.ATOMS_IN_CHUNK // ATOMS_LOOKED_AT]

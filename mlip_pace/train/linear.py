@@ -29,7 +29,6 @@ from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array, Integers
 from mlip_pace.collect.dataset import ATOMS
 from mlip_pace.run import pool
-from mlip_pace.run.pool import Workers
 from mlip_pace.settings import TrainingSettings
 from mlip_pace.train.weights import loss_weights
 
@@ -120,7 +119,7 @@ def labelled(target: pd.DataFrame, training: TrainingSettings | None = None) -> 
     return [Labelled(*row) for row in zip(*columns, strict=True)]
 
 
-def normal(
+def normal_equations(
     chunk: Sequence[Labelled], rows: Sequence[Array], targets: Sequence[Array], kappa: float, columns: Integers | None = None
 ) -> Normal:
     """The normal equations of some structures in `columns`, those that are not zero if none are given.
@@ -145,7 +144,7 @@ def has_stress(chunk: Sequence[Labelled]) -> bool:
 def accumulate(chunk: Sequence[Labelled], expansion: Expansion, kappa: float) -> Normal:
     """The normal equations of some structures."""
     rows = [of_c for of_c, _ in expansion.rows((labelled.atoms for labelled in chunk), stress=has_stress(chunk))]
-    return normal(chunk, rows, [labelled.target for labelled in chunk], kappa)
+    return normal_equations(chunk, rows, [labelled.target for labelled in chunk], kappa)
 
 
 def solve(normal: Normal, scale: Array) -> Solution:
@@ -183,7 +182,7 @@ def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:
     return chunks
 
 
-def fit(structures: Sequence[Labelled], on: Basis, kappa: float, workers: Workers = 1) -> Solution:
+def fit(structures: Sequence[Labelled], on: Basis, kappa: float, workers: int = 1) -> Solution:
     """The least-squares solution for the coefficients of a basis."""
     function = partial(accumulate, expansion=basis.expansion(on), kappa=kappa)
     scale = basis.smoothness(on)

@@ -30,7 +30,6 @@ from mlip_pace.ace.files import write_linear
 from mlip_pace.arrays import Array
 from mlip_pace.run import pool
 from mlip_pace.run.compute import Compute
-from mlip_pace.run.pool import Workers
 from mlip_pace.run.steps import write_whole
 from mlip_pace.train import linear
 from mlip_pace.train.linear import Labelled, Normal, Solution
@@ -81,7 +80,7 @@ class Problem:
     seed: int = 42
 
 
-def start(folder: Path, problem: Problem, first: Basis, workers: Workers = 1) -> State:
+def start(folder: Path, problem: Problem, first: Basis, workers: int = 1) -> State:
     """The least-squares solution with the radial functions as they are in the first basis: iteration 0."""
     solution = linear.fit(problem.train, first, problem.kappa, workers)
     write_linear(folder / "iteration-0.yaml", first, solution.coefficients)
@@ -113,7 +112,7 @@ def refine(folder: Path, problem: Problem, most: int, compute: Compute, longest:
     return state
 
 
-def iterate(folder: Path, state: State, problem: Problem, workers: Workers) -> State:
+def iterate(folder: Path, state: State, problem: Problem, workers: int) -> State:
     """One step in C and the solve for c that belongs to it."""
     here = BasisFile(folder / state.potential)
     number = state.iteration + 1
@@ -155,7 +154,7 @@ def jacobian(
         target = labelled.target
         together.append(np.hstack([of_radial, of_c]))
         gaps.append(target - of_c[: len(target)] @ coefficients)
-    return linear.normal(chunk, together, gaps, kappa)
+    return linear.normal_equations(chunk, together, gaps, kappa)
 
 
 def _groups(pairs: dict[Pair, slice]) -> list[list[Pair]]:
@@ -208,7 +207,7 @@ def _within(length: float, matrix: Array, vector: Array) -> Array:
     return step
 
 
-def write_metrics(folder: Path, state: State, problem: Problem, workers: Workers) -> dict[str, float]:
+def write_metrics(folder: Path, state: State, problem: Problem, workers: int) -> dict[str, float]:
     """Add a row to the tables, and return that of the training structures."""
     rows = {}
     for table, labelled in (("metrics.txt", problem.train), ("test_metrics.txt", problem.test)):
@@ -223,7 +222,7 @@ def write_metrics(folder: Path, state: State, problem: Problem, workers: Workers
     return rows["metrics.txt"]
 
 
-def errors(potential: Path, structures: Sequence[Labelled], kappa: float, workers: Workers) -> dict[str, float]:
+def errors(potential: Path, structures: Sequence[Labelled], kappa: float, workers: int) -> dict[str, float]:
     """Loss and errors of the target (eV/atom; eV/Å per component), under pacemaker's names."""
     predict = partial(_predict, predictor=Predictor(BasisFile(potential)))
     predicted = pool.parallel_map(predict, linear.chunks_of(structures), workers)

@@ -154,6 +154,19 @@ def test_no_iteration_is_begun_that_might_not_end_before_the_deadline(tmp_path, 
     assert state.iteration == 0
 
 
+def test_normal_equations_of_unlike_columns_add_up():
+    rng = np.random.default_rng(3)
+    together, parts = np.zeros((12, 7)), []
+    for n, columns in enumerate(([0, 2, 3], [2, 5], [1, 6], [0, 1, 2, 3, 5, 6])):
+        rows = rng.normal(size=(3, len(columns)))
+        together[3 * n : 3 * n + 3, columns] = rows
+        parts.append(linear.Normal(np.array(columns), rows.T @ rows, rows.sum(axis=0), 3.0, 3))
+    added = (parts[0] + parts[1] + (parts[2] + parts[3])).of(np.arange(7))
+    np.testing.assert_allclose(added.matrix, together.T @ together)
+    np.testing.assert_allclose(added.vector, together.sum(axis=0))
+    assert (added.square, added.rows) == (12.0, 12)
+
+
 def test_rounding_does_not_pass_for_evidence():
     """Normal equations of fewer rows than functions, with the rounding that they have in real ones."""
     rng = np.random.default_rng(5)
