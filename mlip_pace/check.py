@@ -62,7 +62,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     functions = ", ".join(f"{count} functions of {symbol}" for symbol, count in size.functions.items())
     journal.say(f"{functions}, {size.parameters} parameters, at most {settings.training.max_epochs} iterations")
     pacemaker = inputs.needs_pacemaker
-    seconds = estimate.seconds(built, list(train[ATOMS]), settings.training.max_epochs, threads, pacemaker)
+    seconds = estimate.seconds(built, train[ATOMS].array, settings.training.max_epochs, threads, pacemaker)
     journal.say(
         f"about {seconds['linear_start']:.0f} s for the linear start, {seconds['training']:.0f} s for all iterations, which "
         f"end when they gain no more, {seconds['last_solve']:.0f} s for the last solve ({threads} threads; to a "

@@ -25,10 +25,9 @@ from filelock import FileLock, Timeout
 from mlip_pace import reference, selection
 from mlip_pace.ace import basis, core
 from mlip_pace.ace.basis import Basis, BasisFile, Section
-from mlip_pace.collect import dataset
+from mlip_pace.collect import columns, dataset
 from mlip_pace.collect.dataset import Collected
 from mlip_pace.collect.files import InputFile, digests_of, find_files
-from mlip_pace.collect.frames import load_frame
 from mlip_pace.errors import BusyError, GateError, JobError, OtherResultError, SettingsError, TimeLimitError, WorthlessError
 from mlip_pace.publish import evaluate, potential, sidecar
 from mlip_pace.publish.potential import SIDECAR, Potential
@@ -51,7 +50,7 @@ T = TypeVar("T")
 SEARCH_SHARE = 0.25  # of the time limit, that the search for the basis may take
 
 # The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 1, 1, 1, 2, 2, 2
+COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 2, 1, 1, 2, 2, 2
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -351,7 +350,7 @@ def already_published(settings: Settings, stages: Stages) -> Potential | None:
 
 
 def _frame(stage: Stage, name: str) -> pd.DataFrame:
-    return load_frame(stage.folder / f"{name}.pckl.gzip")
+    return columns.load(stage.folder / name)
 
 
 def _deadline(settings: Settings, begin: float) -> float:

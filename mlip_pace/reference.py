@@ -33,7 +33,8 @@ from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 
 from mlip_pace.arrays import VOIGT, Array
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, composition, save_frame
+from mlip_pace.collect import columns
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, composition
 from mlip_pace.collect.neighbours import neighbours
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import DataError
@@ -220,16 +221,16 @@ def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
 
     Raises `DataError` where the rest is beyond what pacemaker takes without changing it by itself.
     """
-    references = [reference.evaluate(atoms) for atoms in frames[ATOMS]]
-    target = frames.copy()
-    target["energy_corrected"] = frames[ENERGY] - frames[ENERGY_ATOMS] - [energy for energy, _, _ in references]
-    target["forces"] = [dft - ref for dft, (_, ref, _) in zip(frames[FORCES], references, strict=True)]
-    if STRESS in frames:
-        pairs = zip(frames[ATOMS], frames[STRESS], references, strict=True)
-        target["virial"] = [
-            None if stress is None or ref is None else atoms.get_volume() * (stress - ref)[VOIGT]
-            for atoms, stress, (_, _, ref) in pairs
-        ]
+    rest = columns.GrowingFrame(["forces", "virial"])
+    stresses = frames[STRESS] if STRESS in frames else [None] * len(frames)
+    labels = zip(frames[ATOMS], frames[ENERGY] - frames[ENERGY_ATOMS], frames[FORCES], stresses, strict=True)
+    for atoms, energy, forces, stress in labels:
+        of_reference, pull, tension = reference.evaluate(atoms)
+        virial = None if stress is None or tension is None else atoms.get_volume() * (stress - tension)[VOIGT]
+        rest.append({"energy_corrected": energy - of_reference, "forces": forces - pull, "virial": virial})
+    target = frames.join(rest.frame().set_index(frames.index))
+    if STRESS not in frames:
+        target = target.drop(columns="virial")
     per_atom = target.energy_corrected / frames[ATOMS].map(len)
     for extreme, row in ((per_atom.min(), per_atom.idxmin()), (per_atom.max(), per_atom.idxmax())):
         if not LOWEST_TARGET <= extreme <= HIGHEST_TARGET:
@@ -259,9 +260,9 @@ class Subtracted:
 
 
 def subtract(folder: Path, frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float) -> Subtracted:
-    """The stage: write `target.pckl.gzip`."""
+    """The stage: write `target`."""
     target, subtracted = subtracted_from(frames, settings, cutoff)
-    save_frame(target, folder / "target.pckl.gzip")
+    columns.save(target, folder / "target")
     return subtracted
 
 

@@ -231,11 +231,11 @@ def choose(
     `iterations` are those of the fit that the choice is to make cheaper.
     """
     size = basis.size(on)
-    structures, sources = list(train[ATOMS]), train[SOURCE].tolist()
+    structures, sources = train[ATOMS].array, train[SOURCE].tolist()
     coefficients = sum(size.functions.values()) + len(basis.radial_coefficients(on))
     number, reason = _number(structures, coefficients, settings, iterations)
     if number >= len(train):
-        atoms = sum(map(len, structures))
+        atoms = int(train[ATOMS].map(len).sum())
         selected = Selected("none", reason, len(train), len(train), atoms, size.functions, size.parameters)
         return Chosen(dict.fromkeys(sources, 1.0), {}), selected
     # In an order of their own, so that the choice does not depend on how they came.
@@ -244,7 +244,7 @@ def choose(
     place = {n: where for where, n in enumerate(order)}
     always = [place[n] for n in indispensable(train, basis.cutoff_of(on))]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        rows = projections.on_disk(Path(folder), [structures[n] for n in order], basis.expansion(on), workers, np.float32)
+        rows = projections.on_disk(Path(folder), structures[np.array(order)], basis.expansion(on), workers, np.float32)
         choice = doptimal(rows, always, number)
     weights = {sources[order[n]]: weight for n, weight in zip(choice.chosen, choice.weights, strict=True)}
     grades = {sources[order[n]]: grade for n, grade in choice.grades.items()}

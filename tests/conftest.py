@@ -13,6 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 
 from mlip_pace.ace import basis
+from mlip_pace.collect import dataset
 from mlip_pace.publish.potential import Potential
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,13 @@ SMALL = {
     "TRAINING_MAX_EPOCHS": 0,
     "DATA_TEST_FRACTION": 0.1,
 }
+
+
+def found(pieces, rules, audit=None):
+    """The rows of the sound structures, as `dataset.assemble` finds them, each with its columns as attributes and by name."""
+    structures = dataset.Found()
+    structures.add(pieces, rules, audit or dataset.Audit())
+    return [row for _, row in structures.frame().iterrows()]
 
 
 def environment(output, data=EXAMPLES, **settings):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import pandas as pd
 
 from mlip_pace.collect import atomic_energies, dataset, output
 from mlip_pace.collect.audit import Audit
@@ -40,29 +38,23 @@ def convert(data: str, path: Path, rules: dataset.Rules, max_rejected: float, su
     if not files:
         raise NoInputError(f"{data} holds nothing but OUTPUT itself", "give the files to read as DATA")
     summary.files = len(files)
-    audit = Audit(left_out=summary.left_out)
-    rows = dataset.rows_of(dataset.structures_of(files), rules, audit)
+    audit, found = Audit(left_out=summary.left_out), dataset.Found(path.parent)
+    found.add(dataset.structures_of(files), replace(rules, as_they_are=True), audit)
     summary.read, summary.keys = audit.read, dict(audit.keys)
     summary.warnings += dataset.warnings(audit, rules.data)
     dataset.refuse_bad_data(audit, rules.data, max_rejected)
-    rows, isolated = dataset.without_isolated(rows, rules.cutoff, audit)
-    summary.e0, summary.e0_source = dataset.energies_of_atoms(rows, isolated, rules.data)
-    summary.warnings += atomic_energies.warnings(
-        summary.e0, summary.e0_source, [row[dataset.ATOMS] for row in rows], [row[dataset.ENERGY] for row in rows]
-    )
-    if rows:
-        frame = pd.DataFrame(rows)
-        frame[dataset.ENERGY_ATOMS] = [
-            sum(summary.e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in frame[dataset.ATOMS]
-        ]
-        rows = [rows[n] for n in dataset.without_extremes(frame, rules.data, audit).index]
-    for row in isolated:
-        audit.leave_out(row[dataset.SOURCE], dataset.isolated_reason(row))
-    if not rows:
+    frame, isolated = dataset.without_isolated(found.frame(), rules.cutoff, audit)
+    structures, energies = frame[dataset.ATOMS].array, frame[dataset.ENERGY].tolist()
+    summary.e0, summary.e0_source = dataset.energies_of_atoms(frame, isolated, rules.data)
+    summary.warnings += atomic_energies.warnings(summary.e0, summary.e0_source, structures, energies)
+    frame[dataset.ENERGY_ATOMS] = [sum(summary.e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in structures]
+    frame = dataset.without_extremes(frame, rules.data, audit)
+    dataset.leave_out_isolated(isolated, audit)
+    if frame.empty:
         raise DataError("no structure can be used" + dataset.first_reasons(audit), "mend the data, for the reasons above")
-    if isolated:
+    if len(isolated):
         free = [symbol for symbol, source in summary.e0_source.items() if source == atomic_energies.ISOLATED]
         values = ",".join(f"{symbol}:{summary.e0[symbol]!r}" for symbol in free)
         summary.warnings.append(f"isolated atoms are no structures to fit: a run on OUTPUT needs MLIP_PACE_DATA_E0={values}")
-    output.write(path, rows, summary.e0)
-    summary.used = len(rows)
+    output.write(path, frame)
+    summary.used = len(frame)

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 
-from mlip_pace.collect import atomic_energies
+from mlip_pace.collect import atomic_energies, columns
 from mlip_pace.collect.audit import Audit, NotInBasis, checked, fully_periodic, label_weights
 from mlip_pace.collect.consistency import contradiction
 from mlip_pace.collect.extxyz import Piece, pieces_of
@@ -37,12 +37,13 @@ NAME, SOURCE, CONFIG_TYPE, GROUP, SPLIT = "name", "source", "config_type", "grou
 LABEL_WEIGHTS = ("energy_weight", "forces_weight", "stress_weight")  # of a structure in the loss, where the data have them
 ENERGY_ATOMS = "energy_atoms"  # sum of E0, eV
 LONELY = "lonely"  # atoms without a neighbour within the cutoff
+SCALARS = (ENERGY, NAME, SOURCE, CONFIG_TYPE, GROUP, LONELY, SPLIT)  # of each structure that is found
 WEIGHT = "weight"  # what a structure counts for in the loss: how many of those left out it stands for
 
 
 def save_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write what pacemaker reads. Fast compression: these files are read back once or twice."""
-    frame.to_pickle(path, compression={"method": "gzip", "compresslevel": 1}, protocol=4)
+    columns.plain(frame).to_pickle(path, compression={"method": "gzip", "compresslevel": 1}, protocol=4)
 
 
 def composition(atoms: Atoms) -> str:
@@ -87,6 +88,7 @@ class Rules:
     cutoffs: Sequence[float] = (5.0,)  # Å, that the potential may come to have, ascending
     seed: int = 42  # of the split
     workers: int = 1  # processes that read
+    as_they_are: bool = False  # slabs and wires; else they become fully periodic, as pacemaker takes them
 
     @property
     def cutoff(self) -> float:
@@ -157,11 +159,12 @@ def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
     except Broken as reason:
         return Examined(source, reason=str(reason), rejected=not isinstance(reason, NotInBasis))
     bare = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
+    periodic, shrink = fully_periodic(bare, rules.vacuum)
     row = {
-        ATOMS: bare,
+        ATOMS: bare if rules.as_they_are else periodic,
         ENERGY: energy,
         FORCES: forces,
-        STRESS: stress,
+        STRESS: stress if stress is None or rules.as_they_are else stress * shrink,
         NAME: str(frame.info.get(NAME, source)),
         SOURCE: source,
         CONFIG_TYPE: str(frame.info.get(CONFIG_TYPE, "default")),
@@ -169,33 +172,44 @@ def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
         LONELY: lonely,
         **weights,
     }
-    geometry = geometry_key(fully_periodic(bare, rules.vacuum)[0])
-    return Examined(source, row, unconverged=unconverged, keys=keys, notes=notes + flaws, geometry=geometry)
+    return Examined(source, row, unconverged=unconverged, keys=keys, notes=notes + flaws, geometry=geometry_key(periodic))
 
 
-def rows_of(
-    pieces: Sequence[Iterable[Structure]], rules: Rules, audit: Audit, prefix: str = ""
-) -> list[dict[str, Any]]:  # fmt: skip
-    """One row for each sound structure, in their order; the others go to the audit. Pieces are read in worker processes."""
-    rows: list[dict[str, Any]] = []
-    seen: dict[bytes, dict[str, Any]] = {}
-    function = partial(examine, rules=rules, prefix=prefix)
-    for one in chain.from_iterable(pool.parallel_map(function, pieces, rules.workers)):
-        audit.read += 1
-        audit.unconverged += one.unconverged
-        if one.row is None:
-            (audit.reject if one.rejected else audit.leave_out)(one.source, one.reason)
-            continue
-        audit.keys[one.keys] += 1
-        audit.note(one.source, one.notes)
-        first = seen.setdefault(one.geometry, one.row)
-        if first is not one.row:
-            gap = abs(first[ENERGY] - one.row[ENERGY]) / len(first[ATOMS])
-            differs = f"; their energies differ by {1e3 * gap:.3g} meV/atom" if gap > 1e-4 else ""
-            audit.leave_out(one.source, f"the same structure as {first[SOURCE]}{differs}")
-            continue
-        rows.append(one.row)
-    return rows
+class Found:
+    """The sound structures, one row each, in their order: columns ATOMS, ENERGY, …, LONELY.
+
+    `folder` takes the arrays, so that there may be more of them than memory holds; else they are in memory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.rows = columns.GrowingFrame([FORCES, STRESS], [ATOMS], SCALARS, folder)
+        self.geometries: dict[bytes, int] = {}  # of each row
+
+    def add(self, pieces: Sequence[Iterable[Structure]], rules: Rules, audit: Audit, split: str = TRAIN) -> None:
+        """Read pieces in worker processes. What is left out, and what was found before, goes to the audit."""
+        prefix, seen = "test:" if split == TEST else "", dict[bytes, int]()
+        for one in chain.from_iterable(pool.parallel_map(partial(examine, rules=rules, prefix=prefix), pieces, rules.workers)):
+            audit.read += 1
+            audit.unconverged += one.unconverged
+            if one.row is None:
+                (audit.reject if one.rejected else audit.leave_out)(one.source, one.reason)
+                continue
+            audit.keys[one.keys] += 1
+            audit.note(one.source, one.notes)
+            if (first := seen.get(one.geometry)) is not None:
+                gap = abs(self.rows.scalars[ENERGY][first] - one.row[ENERGY]) / len(one.row[ATOMS])
+                differs = f"; their energies differ by {1e3 * gap:.3g} meV/atom" if gap > 1e-4 else ""
+                audit.leave_out(one.source, f"the same structure as {self.rows.scalars[SOURCE][first]}{differs}")
+            elif (same := self.geometries.get(one.geometry)) is not None:
+                same_source = self.rows.scalars[SOURCE][same]
+                audit.leave_out(one.source, f"the same structure as {same_source} of the training data")
+            else:
+                seen[one.geometry] = self.rows.count
+                self.rows.append({**one.row, SPLIT: split})
+        self.geometries |= seen
+
+    def frame(self) -> pd.DataFrame:
+        return self.rows.frame()
 
 
 def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data: Any) -> pd.DataFrame:
@@ -224,6 +238,7 @@ def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data:
     given: list[Structure] = [(f"atoms#{n}", f"atoms#{n}", atoms) for n, atoms in enumerate(atoms_list)]
     settings = DataSettings.model_construct().model_copy(update=data)
     frame, about = assemble([given], None, Rules(settings, cutoffs=[cutoff]))
+    frame = columns.plain(frame)
     frame.attrs.update(left_out=about.left_out, e0=about.e0)
     return frame
 
@@ -231,46 +246,38 @@ def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data:
 def collect(
     folder: Path, *, files: list[InputFile], test_files: list[InputFile] | None, rules: Rules
 ) -> Collected:  # fmt: skip
-    """The stage: write `frames.pckl.gzip`."""
+    """The stage: write `frames`."""
     test = None if test_files is None else structures_of(test_files)
-    frame, about = assemble(structures_of(files), test, rules)
-    save_frame(frame, folder / "frames.pckl.gzip")
+    frame, about = assemble(structures_of(files), test, rules, folder)
+    columns.save(frame, folder / "frames")
     return about
 
 
 def assemble(
-    pieces: Sequence[Iterable[Structure]], test_pieces: Sequence[Iterable[Structure]] | None, rules: Rules
+    pieces: Sequence[Iterable[Structure]], test_pieces: Sequence[Iterable[Structure]] | None, rules: Rules,
+    scratch: Path | None = None,
 ) -> tuple[pd.DataFrame, Collected]:  # fmt: skip
-    """Audit, E0 and split. Returns the frame, its slabs and wires fully periodic, and what became of the structures."""
-    audit, data = Audit(), rules.data
-    rows = rows_of(pieces, rules, audit)
-    for row in rows:
-        row[SPLIT] = TRAIN
+    """Audit, E0 and split. Returns the frame, its slabs and wires fully periodic, and what became of the structures.
+
+    The arrays of the frame are in files in `scratch`, or in memory.
+    """
+    audit, data, found = Audit(), rules.data, Found(scratch)
+    found.add(pieces, rules, audit)
     if test_pieces is not None:
-        given = {_geometry_of(row, rules): row[SOURCE] for row in rows}
-        for row in rows_of(test_pieces, rules, audit, prefix="test:"):
-            if (same := given.get(_geometry_of(row, rules))) is not None:
-                audit.leave_out(row[SOURCE], f"the same structure as {same} of the training data")
-            else:
-                rows.append({**row, SPLIT: TEST})
+        found.add(test_pieces, rules, audit, TEST)
     refuse_bad_data(audit, data, data.max_rejected)
-    rows, isolated = without_isolated(rows, rules.cutoff, audit)
-    for row in isolated:
-        audit.leave_out(row[SOURCE], isolated_reason(row))
-    if not rows:
+    frame, isolated = without_isolated(found.frame(), rules.cutoff, audit)
+    leave_out_isolated(isolated, audit)
+    if frame.empty:
         raise DataError("no structure is left to train on" + first_reasons(audit), "see the reasons above")
-    for row in rows:
-        row[ATOMS], shrink = fully_periodic(row[ATOMS], rules.vacuum)
-        row[STRESS] = None if row[STRESS] is None else row[STRESS] * shrink
-    frame = pd.DataFrame(rows)
     frame = frame.fillna({column: 1.0 for column in LABEL_WEIGHTS if column in frame})
     if frame[STRESS].isna().all():
         frame = frame.drop(columns=STRESS)
-    e0, e0_source = energies_of_atoms([row for row in rows if row[SPLIT] == TRAIN], isolated, data)
+    e0, e0_source = energies_of_atoms(frame[frame[SPLIT] == TRAIN], isolated, data)
     frame[ENERGY_ATOMS] = [sum(e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in frame[ATOMS]]
     frame = without_extremes(frame, data, audit).reset_index(drop=True)
     if test_pieces is None:
-        frame[SPLIT] = split_by_group(list(frame[GROUP]), list(frame[ATOMS]), data.test_fraction, rules.seed)
+        frame[SPLIT] = split_by_group(list(frame[GROUP]), frame[ATOMS].array, data.test_fraction, rules.seed)
     _refuse_too_little(frame, rules.elements, audit)
     used = sorted({symbol for atoms in frame[ATOMS] for symbol in atoms.symbols})
     about = Collected(
@@ -291,24 +298,20 @@ def assemble(
     return frame, about
 
 
-def isolated_reason(row: dict[str, Any]) -> str:
-    return f"isolated atom: its energy is E0 of {row[ATOMS].symbols[0]}"
-
-
-def _geometry_of(row: dict[str, Any], rules: Rules) -> bytes:
-    return geometry_key(fully_periodic(row[ATOMS], rules.vacuum)[0])
+def leave_out_isolated(isolated: pd.DataFrame, audit: Audit) -> None:
+    for source, atoms in zip(isolated[SOURCE], isolated[ATOMS], strict=True):
+        audit.leave_out(source, f"isolated atom: its energy is E0 of {atoms.symbols[0]}")
 
 
 def energies_of_atoms(
-    rows: Sequence[dict[str, Any]], isolated: Sequence[dict[str, Any]], data: DataSettings
+    frame: pd.DataFrame, isolated: pd.DataFrame, data: DataSettings
 ) -> tuple[dict[str, float], dict[str, str]]:  # fmt: skip
     """E0 (eV) of each element and where it is from; of several isolated atoms of an element the lowest energy."""
     lowest: dict[str, float] = {}
-    for row in isolated:
-        symbol = str(row[ATOMS].symbols[0])
-        lowest[symbol] = min(row[ENERGY], lowest.get(symbol, np.inf))
-    energies = np.array([row[ENERGY] for row in rows], dtype=float)
-    return atomic_energies.atomic_energies([row[ATOMS] for row in rows], energies, lowest, data.e0)
+    for atoms, energy in zip(isolated[ATOMS], isolated[ENERGY], strict=True):
+        symbol = str(atoms.symbols[0])
+        lowest[symbol] = min(energy, lowest.get(symbol, np.inf))
+    return atomic_energies.atomic_energies(frame[ATOMS].array, frame[ENERGY].to_numpy(dtype=float), lowest, data.e0)
 
 
 def warnings(audit: Audit, data: DataSettings) -> list[str]:
@@ -367,21 +370,17 @@ def _refuse_too_little(frame: pd.DataFrame, elements: Sequence[str] | None, audi
         )
 
 
-def without_isolated(
-    rows: list[dict[str, Any]], cutoff: float, audit: Audit
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+def without_isolated(frame: pd.DataFrame, cutoff: float, audit: Audit) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows whose atoms all have neighbours within the cutoff (Å), and those of isolated atoms."""
-    kept, isolated = [], []
-    for row in rows:
-        atoms, lonely = row[ATOMS], row.pop(LONELY)
-        said = row[CONFIG_TYPE].lower().replace("_", "") == "isolatedatom"  # its box may be smaller than the cutoff
-        if len(atoms) == 1 and (said or lonely):
-            isolated.append(row)
-        elif lonely:
-            audit.leave_out(row[SOURCE], f"{lonely} of {len(atoms)} atoms have no neighbour within {cutoff} Å")
-        else:
-            kept.append(row)
-    return kept, isolated
+    counts, lonely = (column.to_numpy(dtype=int) for column in (frame[ATOMS].map(len), frame[LONELY]))
+    # The box of what is said to be one may be smaller than the cutoff.
+    said = np.array([kind.lower().replace("_", "") == "isolatedatom" for kind in frame[CONFIG_TYPE]], dtype=bool)
+    isolated = (counts == 1) & (said | (lonely > 0))
+    broken = ~isolated & (lonely > 0)
+    for source, some, of in zip(frame[SOURCE][broken], lonely[broken], counts[broken], strict=True):
+        audit.leave_out(source, f"{some} of {of} atoms have no neighbour within {cutoff} Å")
+    frame = frame.drop(columns=LONELY)
+    return frame[~isolated & ~broken], frame[isolated]
 
 
 def without_extremes(frame: pd.DataFrame, data: DataSettings, audit: Audit) -> pd.DataFrame:

@@ -7,10 +7,10 @@ ASE, which rounds positions and forces to eight digits: what is read back is the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pandas as pd
 from ase import Atoms
 from ase.io.extxyz import key_val_str_to_dict
@@ -27,34 +27,33 @@ def refuse_unknown_format(path: Path) -> None:
         raise SettingsError(f"OUTPUT is {path.name}; a name that ends with {', '.join(FORMATS)} is expected")
 
 
-def write(path: Path, rows: Iterable[dict[str, Any]], e0: dict[str, float]) -> None:
-    """Write rows of `dataset.rows_of`, whole or not at all. `e0` (eV) is for pacemaker's `energy_corrected`."""
+def write(path: Path, frame: pd.DataFrame) -> None:
+    """Write a data frame of `dataset.Found` with ENERGY_ATOMS, whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     try:
         if path.name.lower().endswith(".gzip"):
-            dataset.save_frame(_frame(rows, e0), part)
+            dataset.save_frame(_of_pacemaker(frame), part)
         else:
             with part.open("w", encoding="utf-8") as file:
-                for row in rows:
-                    _write_xyz(file, row)
+                for values in zip(*(frame[name] for name in frame), strict=True):
+                    _write_xyz(file, dict(zip(frame, values, strict=True)))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _frame(rows: Iterable[dict[str, Any]], e0: dict[str, float]) -> pd.DataFrame:
+def _of_pacemaker(frame: pd.DataFrame) -> pd.DataFrame:
     """pacemaker's columns: `energy_corrected` is the energy minus E0 of the atoms."""
     return pd.DataFrame(
         {
-            "name": row[dataset.SOURCE],
-            "ase_atoms": row[dataset.ATOMS],
-            "energy": row[dataset.ENERGY],
-            "forces": row[dataset.FORCES],
-            "stress": row[dataset.STRESS],
-            "energy_corrected": row[dataset.ENERGY] - sum(e0.get(symbol, 0.0) for symbol in row[dataset.ATOMS].symbols),
-            **{key: row[key] for key in (dataset.SOURCE, dataset.GROUP, dataset.CONFIG_TYPE)},
+            "name": frame[dataset.SOURCE],
+            "ase_atoms": frame[dataset.ATOMS],
+            "energy": frame[dataset.ENERGY],
+            "forces": frame[dataset.FORCES],
+            "stress": frame[dataset.STRESS],
+            "energy_corrected": frame[dataset.ENERGY] - frame[dataset.ENERGY_ATOMS],
+            **{key: frame[key] for key in (dataset.SOURCE, dataset.GROUP, dataset.CONFIG_TYPE)},
         }
-        for row in rows
     )
 
 
@@ -62,7 +61,7 @@ def _write_xyz(file: IO[str], row: dict[str, Any]) -> None:
     atoms: Atoms = row[dataset.ATOMS]
     about = {key: _quoted(row[key]) for key in (dataset.SOURCE, dataset.GROUP, dataset.CONFIG_TYPE)}
     values = {"energy": repr(float(row[dataset.ENERGY])), **about, "pbc": f'"{" ".join("FT"[int(p)] for p in atoms.pbc)}"'}
-    values |= {key: repr(row[key]) for key in dataset.LABEL_WEIGHTS if key in row}
+    values |= {key: repr(row[key]) for key in dataset.LABEL_WEIGHTS if not np.isnan(row.get(key, np.nan))}
     if row[dataset.STRESS] is not None:
         values["stress"] = _numbers(row[dataset.STRESS].ravel())
     if atoms.cell.any():

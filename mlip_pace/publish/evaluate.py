@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from ase.units import GPa
 
 from mlip_pace.ace.cost import Cost, md_step
 from mlip_pace.arrays import VOIGT, Array
-from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, save_frame
+from mlip_pace.collect import columns
+from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS
 from mlip_pace.collect.split import TEST
 from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.reference import Reference
@@ -35,15 +37,16 @@ CHUNK = 16  # structures that a worker takes at a time
 
 def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers: int = 1) -> pd.DataFrame:
     """`energy_pred` (eV, on the DFT scale), `forces_pred` (n, 3) and `stress_pred` (3, 3) or None for each row of `frame`."""
-    structures = list(frame[ATOMS])
+    structures = frame[ATOMS].array
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
     predict_some = partial(_predict, calculator=PotentialCalculator(potential, reference))
-    parts = pool.parallel_map(predict_some, chunks, workers)
-    rows = [row for part in parts for row in part]
-    return pd.DataFrame(rows, columns=["energy_pred", "forces_pred", "stress_pred"], index=frame.index)
+    predicted = columns.GrowingFrame(["forces_pred", "stress_pred"])
+    for energy, forces, stress in chain.from_iterable(pool.parallel_map(predict_some, chunks, workers)):
+        predicted.append({"energy_pred": energy, "forces_pred": forces, "stress_pred": stress})
+    return predicted.frame().set_index(frame.index)
 
 
-def _predict(structures: list[Atoms], calculator: PotentialCalculator) -> list[tuple[float, Array, Array | None]]:
+def _predict(structures: Sequence[Atoms], calculator: PotentialCalculator) -> list[tuple[float, Array, Array | None]]:
     return [calculator.predict(atoms) for atoms in structures]
 
 
@@ -107,11 +110,11 @@ class Scores:
 def score(
     folder: Path, target: pd.DataFrame, published: Published, gate: EvaluateSettings, workers: int
 ) -> Scores:  # fmt: skip
-    """The stage: write `predictions.pckl.gzip`, and compare with DFT."""
+    """The stage: write `predictions`, and compare with DFT."""
     frame = target.join(predict(published.potential, published.reference, target, workers))
     used = frame[SPLIT] != TEST if published.trained_on is None else frame[SOURCE].isin(published.trained_on)
     frame["subset"] = np.where(frame[SPLIT] == TEST, "test", np.where(used, "train", "left_out"))
-    save_frame(frame, folder / "predictions.pckl.gzip")
+    columns.save(frame, folder / "predictions")
     by_subset = {name: errors(rows) for name, rows in frame.groupby("subset")}
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from mlip_pace.ace.evaluators import calculator_of
-from mlip_pace.collect.frames import load_frame
+from mlip_pace.collect import columns
 from mlip_pace.publish.potential import Potential
 from mlip_pace.report import figures
 from mlip_pace.report.accuracy import errors_section, parity_section, where_section
@@ -29,7 +29,7 @@ from mlip_pace.run.templates import templates
 
 def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path, workers: int = 1) -> str:
     """The whole page, from a sidecar and the folders of the stages select, train and evaluate."""
-    frame = load_frame(scores / "predictions.pckl.gzip")
+    frame = columns.load(scores / "predictions")
     metadata = potential.metadata
     calculator = calculator_of(fitted / "potential.yace")
     sections = [

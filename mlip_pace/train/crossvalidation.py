@@ -57,7 +57,7 @@ class CrossValidated:
 class _Fold:
     """The structures of a fold, and their normal equations, of energies and of forces (with virials)."""
 
-    structures: list[Labelled]
+    structures: Sequence[Labelled]
     energies: Normal
     forces: Normal
 
@@ -113,7 +113,7 @@ def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, wor
     for group in sorted(members, key=lambda group: (-len(members[group]), group)):
         min(parts, key=len).extend(members[group])
     everything = np.arange(size)
-    folds = [[structures[n] for n in sorted(part)] for part in parts]
+    folds = [linear.Some(structures, np.array(sorted(part))) for part in parts]
     accumulate = partial(_accumulate, expansion=basis.expansion(on))
     sums = pool.parallel_sums(accumulate, [linear.chunks_of(fold) for fold in folds], workers)
     return [_Fold(fold, one.energies.of(everything), one.forces.of(everything)) for fold, one in zip(folds, sums, strict=True)]

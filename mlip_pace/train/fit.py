@@ -167,8 +167,8 @@ def _least_squares(
         state = radial.start(place, problem, task.basis, compute.threads)
         write_whole(place / SECONDS, json.dumps(time.monotonic() - begin))
     solve = float(json.loads((place / SECONDS).read_text()))  # of the run that made it, which may be an earlier one
-    atoms = sum(map(len, everything[ATOMS]))
-    last = solve * (atoms + HELD_OUT * min(atoms, crossvalidation.ATOMS_LOOKED_AT)) / sum(map(len, train[ATOMS]))
+    atoms = int(everything[ATOMS].map(len).sum())
+    last = solve * (atoms + HELD_OUT * min(atoms, crossvalidation.ATOMS_LOOKED_AT)) / int(train[ATOMS].map(len).sum())
     most = training.max_epochs if refined else 0
     if most:
         before = replace(compute, deadline=compute.deadline - last)
@@ -200,7 +200,7 @@ def _doubts(cores: dict[str, core.Core]) -> list[str]:
 def _written_active_set(potential: Path, train: pd.DataFrame, workers: int) -> list[str]:
     """Write the active set beside the potential; why there is none, if that cannot be done."""
     try:
-        activeset.write(potential.with_suffix(".asi"), list(train[ATOMS]), BasisFile(potential), workers)
+        activeset.write(potential.with_suffix(".asi"), train[ATOMS].array, BasisFile(potential), workers)
     except ValueError as error:
         return [f"no active set (potential.asi), the data are too few or singular for it: {error}"]
     return []

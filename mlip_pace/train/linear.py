@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,9 @@ from mlip_pace.collect.dataset import ATOMS
 from mlip_pace.run import pool
 from mlip_pace.settings import TrainingSettings
 from mlip_pace.train.weights import loss_weights
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 # Atoms that a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.
 ATOMS_IN_CHUNK = 500
@@ -103,20 +107,52 @@ class Solution:
     at_floor: bool = False
 
 
-def labelled(target: pd.DataFrame, training: TrainingSettings | None = None) -> list[Labelled]:
+class Indexed(Protocol[T_co]):
+    """What has things by number."""
+
+    def __getitem__(self, item: int, /) -> T_co: ...
+
+
+@dataclass(frozen=True)
+class Some(Sequence[T]):
+    """Some of many things, which are looked at when they are asked for; to another process they alone are sent."""
+
+    of: Indexed[T]
+    at: Integers
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def __getitem__(self, item: Any) -> Any:
+        return Some(self.of, self.at[item]) if isinstance(item, slice) else self.of[int(self.at[item])]
+
+    def __reduce__(self) -> Any:
+        return list, (list(self),)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The structures of a frame, of which each is made when it is asked for: there may be a million of them."""
+
+    columns: tuple[Any, ...]
+
+    def __getitem__(self, item: int) -> Labelled:
+        return Labelled(*(column[item] for column in self.columns))
+
+
+def labelled(target: pd.DataFrame, training: TrainingSettings | None = None) -> Sequence[Labelled]:
     """The structures of a frame of `reference.delta`, with the weights that the settings give them."""
     weights = loss_weights(target, training or TrainingSettings())
-    virials = target["virial"] if "virial" in target else [None] * len(target)
     columns = (
-        target[ATOMS],
-        target["energy_corrected"],
-        target["forces"],
-        virials,
+        target[ATOMS].array,
+        target["energy_corrected"].to_numpy(),
+        target["forces"].array,
+        target["virial"].array if "virial" in target else [None] * len(target),
         weights.energy,
         weights.forces,
         weights.virial,
     )
-    return [Labelled(*row) for row in zip(*columns, strict=True)]
+    return Some(_Columns(columns), np.arange(len(target)))
 
 
 def normal_equations(
@@ -169,17 +205,15 @@ def solve(normal: Normal, scale: Array) -> Solution:
     return Solution(scale * (vectors @ scaled), lam, log_evidence(lam), loss, bool(lam == allowed[0]))
 
 
-def chunks_of(structures: Sequence[Labelled]) -> list[list[Labelled]]:
+def chunks_of(structures: Sequence[Labelled]) -> list[Sequence[Labelled]]:
     """The structures in order, in chunks of about ATOMS_IN_CHUNK atoms."""
-    chunks: list[list[Labelled]] = []
-    atoms = ATOMS_IN_CHUNK
-    for labelled in structures:
+    starts, atoms = list[int](), ATOMS_IN_CHUNK
+    for n, labelled in enumerate(structures):
         if atoms >= ATOMS_IN_CHUNK:
-            chunks.append([])
+            starts.append(n)
             atoms = 0
-        chunks[-1].append(labelled)
         atoms += len(labelled.atoms)
-    return chunks
+    return [structures[first:last] for first, last in pairwise([*starts, len(structures)])]
 
 
 def fit(structures: Sequence[Labelled], on: Basis, kappa: float, workers: int = 1) -> Solution:

@@ -263,7 +263,7 @@ class PacemakerRunner:
         # pacemaker treats names that begin with this word as artificial structures.
         data[NAME] = data[NAME].str.replace(r"^augmented", "_augmented", regex=True)
         weights = loss_weights(frame, self.training)
-        data["w_energy"], data["w_forces"] = weights.energy, pd.Series(weights.forces, dtype=object)
+        data["w_energy"], data["w_forces"] = weights.energy, weights.forces
         save_frame(data, path)
 
     def _follow(self, attempt: Path, before: int) -> None:

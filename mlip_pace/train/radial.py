@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -224,19 +223,25 @@ def write_metrics(folder: Path, state: State, problem: Problem, workers: int) ->
 
 def errors(potential: Path, structures: Sequence[Labelled], kappa: float, workers: int) -> dict[str, float]:
     """Loss and errors of the target (eV/atom; eV/Å per component), under pacemaker's names."""
-    predict = partial(_predict, predictor=Predictor(BasisFile(potential)))
-    predicted = pool.parallel_map(predict, linear.chunks_of(structures), workers)
-    gaps = [p[: len(s.target)] - s.target for p, s in zip(chain.from_iterable(predicted), structures, strict=True)]
-    energy = np.array([gap[0] / len(s.atoms) for gap, s in zip(gaps, structures, strict=True)])
-    forces = np.concatenate([gap[1 : 1 + 3 * len(s.atoms)] for gap, s in zip(gaps, structures, strict=True)])
+    of_chunk = partial(_errors, predictor=Predictor(BasisFile(potential)), kappa=kappa)
+    ((loss, energy_squares, energies, force_squares, forces, count, components),) = pool.parallel_sums(
+        of_chunk, [linear.chunks_of(structures)], workers
+    )
     return {
-        "loss": sum(float(s.weights(kappa) @ gap**2) for gap, s in zip(gaps, structures, strict=True)),
-        "rmse_epa": float(np.sqrt(np.mean(energy**2))),
-        "rmse_f_comp": float(np.sqrt(np.mean(forces**2))),
-        "mae_epa": float(np.mean(np.abs(energy))),
-        "mae_f_comp": float(np.mean(np.abs(forces))),
+        "loss": float(loss),
+        "rmse_epa": float(np.sqrt(energy_squares / count)),
+        "rmse_f_comp": float(np.sqrt(force_squares / components)),
+        "mae_epa": float(energies / count),
+        "mae_f_comp": float(forces / components),
     }
 
 
-def _predict(chunk: Sequence[Labelled], predictor: Predictor) -> list[Array]:
-    return [predictor(labelled.atoms) for labelled in chunk]
+def _errors(chunk: Sequence[Labelled], predictor: Predictor, kappa: float) -> Array:
+    """The sums of loss, (ΔE/N)^2, |ΔE/N|, ΔF^2 and |ΔF|, and the numbers of energies and force components: (7,)."""
+    sums = np.zeros(7)
+    for one in chunk:
+        gap = predictor(one.atoms)[: len(one.target)] - one.target
+        energy, forces = gap[0] / len(one.atoms), gap[1 : 1 + 3 * len(one.atoms)]
+        loss = one.weights(kappa) @ gap**2
+        sums += [loss, energy**2, abs(energy), forces @ forces, np.abs(forces).sum(), 1, len(forces)]
+    return sums

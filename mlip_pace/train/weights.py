@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.optimize import linprog
 
 from mlip_pace.arrays import Array
+from mlip_pace.collect.columns import Arrays
 from mlip_pace.collect.dataset import (
     ATOMS,
     CONFIG_TYPE,
@@ -36,10 +37,10 @@ SETTING = "MLIP_PACE_TRAINING_WEIGHTS"
 
 @dataclass(frozen=True)
 class LossWeights:
-    """w_E and w_W of each structure, (structures,), and w_F of each of its atoms."""
+    """w_E and w_W of each structure, (structures,), and w_F of each of its atoms: as many arrays (atoms,)."""
 
     energy: Array
-    forces: list[Array]
+    forces: Arrays
     virial: Array
 
 
@@ -48,22 +49,22 @@ def loss_weights(frame: pd.DataFrame, training: TrainingSettings) -> LossWeights
 
     uniform: all equal. energy: w_E ~ 1/(distance to the convex hull + 1 eV)^2, w_F ~ w_E/(|F|^2 + 1 eV²/Å²).
     """
+    counts = frame[ATOMS].map(len).to_numpy()
     if training.weighting == "uniform":
-        of_structure = np.ones(len(frame))
-        of_atoms = [np.ones(len(atoms)) for atoms in frame[ATOMS]]
+        of_structure, of_atoms = np.ones(len(frame)), np.ones(counts.sum())
     else:
-        energy = ((frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)).to_numpy()
+        energy = ((frame[ENERGY] - frame[ENERGY_ATOMS]) / counts).to_numpy()
         of_structure = 1 / (energy - _convex_hull(frame[ATOMS], energy) + DELTA_ENERGY) ** 2
-        of_atoms = [w / ((f**2).sum(axis=1) + DELTA_FORCE) for w, f in zip(of_structure, frame[FORCES], strict=True)]
+        squares = np.concatenate([(f**2).sum(axis=1) for f in frame[FORCES]])
+        of_atoms = np.repeat(of_structure, counts) / (squares + DELTA_FORCE)
     w_energy, w_forces, w_virial = (of_structure * given for given in _given(frame, training.weights))
-    forces = [w * given for w, given in zip(of_atoms, w_forces / of_structure, strict=True)]
-    total = sum(float(w.sum()) for w in forces)
-    if not (w_energy.sum() > 0 and total > 0):
+    forces = of_atoms * np.repeat(w_forces / of_structure, counts)
+    if not (w_energy.sum() > 0 and forces.sum() > 0):
         raise DataError(
             "all weights of the energies or of the forces are zero",
             f"look at {SETTING} and at {', '.join(LABEL_WEIGHTS)} in the data",
         )
-    return LossWeights(w_energy / w_energy.sum(), [w / total for w in forces], w_virial / w_energy.sum())
+    return LossWeights(w_energy / w_energy.sum(), Arrays.of(forces / forces.sum(), counts), w_virial / w_energy.sum())
 
 
 def _given(frame: pd.DataFrame, by_type: dict[str, float]) -> list[Array]:

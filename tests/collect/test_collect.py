@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import ase.io
 import numpy as np
@@ -11,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk, fcc100, molecule
 from ase.io import write
 from ase.units import Bohr, Hartree
-from conftest import EXAMPLES, RAW, environment, labelled
+from conftest import EXAMPLES, RAW, environment, found, labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,8 +115,12 @@ def converted(data, path, max_rejected=1.0, **settings_):
     return summary
 
 
+def as_they_are():
+    return replace(rules(), as_they_are=True)
+
+
 def rows_in(path):
-    return dataset.rows_of(dataset.structures_of(find_files(str(path))), rules(), dataset.Audit())
+    return found(dataset.structures_of(find_files(str(path))), as_they_are())
 
 
 NUMBERS = st.floats(-1e3, 1e3, allow_subnormal=False)
@@ -144,8 +149,11 @@ def structures(draw):
 @given(given_=st.lists(structures(), min_size=1, max_size=4), suffix=st.sampled_from([".xyz", ".extxyz", ".pckl.gzip"]))
 def test_what_is_written_comes_back_to_the_last_digit(tmp_path_factory, given_, suffix):
     folder = tmp_path_factory.mktemp("again")
-    given_rows = dataset.rows_of([[(f"a#{n}", "g", atoms) for n, atoms in enumerate(given_)]], rules(), dataset.Audit())
-    output.write(folder / f"out{suffix}", given_rows, {})
+    structures = dataset.Found()
+    structures.add([[(f"a#{n}", "g", atoms) for n, atoms in enumerate(given_)]], as_they_are(), dataset.Audit())
+    frame = structures.frame().assign(**{dataset.ENERGY_ATOMS: 0.0})
+    output.write(folder / f"out{suffix}", frame)
+    given_rows = [row for _, row in frame.iterrows()]
     back = rows_in(folder / f"out{suffix}")
     assert [path.name for path in folder.iterdir()] == [f"out{suffix}"]
     assert len(back) == len(given_rows)

@@ -14,7 +14,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write
 from ase.units import Bohr, GPa, Hartree, bar
-from conftest import EXAMPLES, RAW, labelled
+from conftest import EXAMPLES, RAW, found, labelled
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -141,7 +141,7 @@ def test_fitsnap(tmp_path, comment):
     (tmp_path / "package.json").write_text('{"name": "no structure"}')
     files = find_files(str(tmp_path))
     assert [file.format for file in files] == ["fitsnap"] * 3
-    rows = dataset.rows_of(dataset.structures_of(files), dataset.Rules(KEYS), audit.Audit())
+    rows = found(dataset.structures_of(files), dataset.Rules(KEYS))
     assert [row[dataset.CONFIG_TYPE] for row in rows] == ["Group_0", "Group_0", "Group_1"]
     assert len({row[dataset.GROUP] for row in rows}) == 3
     for atoms, n in zip(read(tmp_path), (0, 2, 1), strict=True):

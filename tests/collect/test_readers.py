@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from ase import Atoms
 from ase.io import write
-from conftest import EXAMPLES, RAW, beside, labelled
+from conftest import EXAMPLES, RAW, beside, found, labelled
 
 from mlip_pace.collect import audit, dataset, extxyz
 from mlip_pace.collect.extxyz import Piece
@@ -192,7 +192,7 @@ def test_a_broken_frame_does_not_take_the_others_with_it(tmp_path, five, line, t
     (tmp_path / "a.xyz").write_text("".join([*five[:line], text, *five[line + 1 :]]))
     (file,) = find_files(str(tmp_path))
     seen = audit.Audit()
-    assert len(dataset.rows_of(dataset.structures_of([file]), dataset.Rules(KEYS), seen)) == 4
+    assert len(found(dataset.structures_of([file]), dataset.Rules(KEYS), seen)) == 4
     assert seen.read == 5
     (broken,) = seen.left_out
     assert broken["source"] == "a.xyz#1"
@@ -245,7 +245,7 @@ def test_labels_keep_info_of_the_frame(tmp_path):
     atoms = labelled(Atoms("Al2", [(0, 0, 0), (0, 0, 2.5)], cell=[9, 9, 9], pbc=True), -1.0)
     atoms.info.update(config_type="dimer", group="g")
     write(tmp_path / "a.xyz", atoms, format="extxyz")
-    (row,) = dataset.rows_of(dataset.structures_of(find_files(str(tmp_path))), dataset.Rules(KEYS), audit.Audit())
+    (row,) = found(dataset.structures_of(find_files(str(tmp_path))), dataset.Rules(KEYS))
     assert (row["config_type"], row["group"], row["source"]) == ("dimer", "g", "a.xyz#0")
 
 
@@ -257,9 +257,9 @@ def test_a_file_in_pieces_is_the_same_file(tmp_path, monkeypatch):
     seen = []
     for size, workers in ((10**9, 1), (2000, 1), (2000, 2)):
         monkeypatch.setattr(extxyz, "BYTES_IN_PIECE", size)
-        found = audit.Audit()
-        rows = dataset.rows_of(dataset.structures_of([file]), dataset.Rules(KEYS, workers=workers), found)
-        seen.append(([row[dataset.SOURCE] for row in rows], [row[dataset.ENERGY] for row in rows], found))
+        audited = audit.Audit()
+        rows = found(dataset.structures_of([file]), dataset.Rules(KEYS, workers=workers), audited)
+        seen.append(([row[dataset.SOURCE] for row in rows], [row[dataset.ENERGY] for row in rows], audited))
     assert len(extxyz.pieces_of(file)) > 10
     assert len(seen[0][0]) > 100
     assert seen[0] == seen[1] == seen[2]

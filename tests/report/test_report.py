@@ -14,7 +14,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from mlip_pace import load_calculator
-from mlip_pace.collect.frames import load_frame
+from mlip_pace.collect import columns
 from mlip_pace.publish.potential import Potential
 from mlip_pace.report import accuracy, figures, learning
 from mlip_pace.report.section import SUBSETS
@@ -44,7 +44,7 @@ def panels(page):
 def predicted(trained, sidecar):
     """Every used structure with DFT and with what the published files say now: nothing of the stages' own predictions."""
     calculator, frames, rows = load_calculator(trained / "potential.json"), read(EXAMPLES, ":"), []
-    table = load_frame(trained / "work" / "6-evaluate" / "predictions.pckl.gzip")
+    table = columns.load(trained / "work" / "6-evaluate" / "predictions")
     e0 = sidecar.metadata["e0"]["energies"]
     for source, subset in zip(table.source, table.subset, strict=True):
         labelled = frames[int(source.split("#")[1])]
@@ -184,7 +184,7 @@ def test_selection_and_errors_by_type(panels, predicted, trained, sidecar):
 
 
 def test_grades_of_what_was_not_chosen(trained, sidecar, tmp_path):
-    frame = load_frame(trained / "work" / "6-evaluate" / "predictions.pckl.gzip")
+    frame = columns.load(trained / "work" / "6-evaluate" / "predictions")
     frame["subset"] = "train"  # the coefficients were fitted to all, the radial functions to what was chosen
     grades = {source: 0.001 * (n + 1) for n, source in enumerate(frame.source[:10])}
     (tmp_path / "chosen.json").write_text(json.dumps(dict.fromkeys(frame.source[10:], 1.0)))
