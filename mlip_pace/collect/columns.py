@@ -85,7 +85,7 @@ class Rows:
     @classmethod
     def load(cls, stem: Path) -> Rows:
         files = stem.with_name(f"{stem.name}.npy"), stem.with_name(f"{stem.name}-ends.npy")
-        values, ends = (np.load(path, mmap_mode="r") for path in files)
+        values, ends = (np.asarray(np.load(path, mmap_mode="r")) for path in files)
         return cls(values, ends, files)
 
 
@@ -117,7 +117,7 @@ class Growing:
             content = self.file.getvalue() if isinstance(self.file, BytesIO) else b""
             values: Values = np.frombuffer(content, self.dtype).reshape(shape)
         else:
-            values = np.memmap(self.file, self.dtype, "r", shape=shape)
+            values = np.asarray(np.memmap(self.file, self.dtype, "r", shape=shape))
         return Rows(values, np.array(self.ends, dtype=np.int64))
 
 
