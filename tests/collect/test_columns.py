@@ -72,7 +72,7 @@ def test_what_goes_in_comes_out(tmp_path_factory, given_, data):
     same(again, expected)
     same(pickle.loads(pickle.dumps(again)), expected)
     same(columns.plain(again), expected)
-    assert {type(array) for frame in (frame, again) for array in frame.forces} == {np.ndarray}  # and not one that knows its file
+    assert {type(array) for frame in (frame, again) for array in frame.forces} == {np.ndarray}
     same(pd.concat([again, frame]), expected + given_)
     parts = [part for _, part in again.groupby(again["name"])]
     assert sum(map(len, parts)) == len(expected)
