@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from mlip_pace.ace import basis, projections
 from mlip_pace.ace.basis import Basis
+from mlip_pace.ace.projections import OnFile
 from mlip_pace.arrays import Array
 
 HIGHEST = 1.1  # grade that a training atom may have where they are too many for one part
@@ -37,11 +38,11 @@ def write(target: Path, structures: Sequence[Atoms], on: Basis, workers: int) ->
     """
     expansion = basis.expansion(on)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        rows = projections.on_disk(Path(folder), structures, expansion, workers, np.float64)
+        written = projections.on_disk(Path(folder), structures, expansion, workers, np.float64)
         for symbol, count in zip(expansion.elements, expansion.counts, strict=True):
-            if (atoms := len(rows.structure.get(symbol, []))) < count:
+            if (atoms := len(written.structure.get(symbol, []))) < count:
                 raise ValueError(f"{count} functions of {symbol}, but {atoms} atoms")
-        inverses = {symbol: np.linalg.pinv(of_largest_volume(rows.mapped(symbol))) for symbol in rows.files}
+        inverses = {symbol: np.linalg.pinv(of_largest_volume(written.rows(symbol))) for symbol in written.files}
     part = target.with_name(f".{target.name}.part")
     with part.open("wb") as file:
         np.savez(file, **inverses)  # type: ignore[arg-type]
@@ -50,23 +51,30 @@ def write(target: Path, structures: Sequence[Atoms], on: Basis, workers: int) ->
 
 # Small matrices: more threads cost more than they bring.
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
-def of_largest_volume(rows: Array, part_bytes: int = PART_BYTES) -> Array:
+def of_largest_volume(rows: Array | OnFile, part_bytes: int = PART_BYTES) -> Array:
     """As many of the rows (atoms, functions) as there are functions, of nearly the largest volume. Raises `ValueError`."""
     functions = rows.shape[1]
     size = max(2 * functions, part_bytes // (8 * functions))
-    first, constant = np.array(rows[:size]), np.flatnonzero(rows.min(axis=0) == rows.max(axis=0))
-    first[np.arange(len(constant)), constant] += EPSILON
-    parts = [first, *(rows[n : n + size] for n in range(size, len(rows), size))]
-    if len(parts) == 1:
-        return _maxvol(first)
-    chosen = reduce(lambda best, part: _pivots(np.concatenate([best, part])), parts, np.empty((0, functions)))
+    starts = range(0, len(rows), size)
+    lowest, highest = zip(*((part.min(axis=0), part.max(axis=0)) for part in (rows[n : n + size] for n in starts)), strict=True)
+    constant = np.flatnonzero(np.min(lowest, axis=0) == np.max(highest, axis=0))
+
+    def part(n: int) -> Array:
+        found = np.array(rows[n : n + size])
+        if n == 0:
+            found[np.arange(len(constant)), constant] += EPSILON
+        return found
+
+    if len(starts) == 1:
+        return _maxvol(part(0))
+    chosen = reduce(lambda best, n: _pivots(np.concatenate([best, part(n)])), starts, np.empty((0, functions)))
     for _ in range(PASSES):
         inverse = np.linalg.inv(chosen)
-        grades = np.concatenate([np.abs(part @ inverse).max(axis=1) for part in parts])
+        grades = np.concatenate([np.abs(part(n) @ inverse).max(axis=1) for n in starts])
         if grades.max() <= HIGHEST:
             break
-        highest = np.sort(np.argsort(-grades, kind="stable")[:size])
-        chosen = _maxvol(np.concatenate([chosen, rows[highest]]))
+        best = np.sort(np.argsort(-grades, kind="stable")[:size])
+        chosen = _maxvol(np.concatenate([chosen, rows[best]]))
     return chosen
 
 

@@ -22,6 +22,30 @@ PART_BYTES = 2**25  # of rows, in double precision, that are read at a time
 
 
 @dataclass(frozen=True)
+class OnFile:
+    """Rows (atoms, functions) in a file. They are read when they are asked for: mapped pages would count as memory."""
+
+    path: Path
+    shape: tuple[int, int]
+    precision: npt.DTypeLike
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: slice | Integers) -> npt.NDArray[Any]:
+        """Those of a range, or of some numbers, in the precision of the file."""
+        if isinstance(which, slice):
+            first, last, _ = which.indices(len(self))
+            return self._read(first, max(last - first, 0))
+        return np.concatenate([self._read(int(n), 1) for n in which])
+
+    def _read(self, first: int, count: int) -> npt.NDArray[Any]:
+        functions = self.shape[1]
+        offset = first * functions * np.dtype(self.precision).itemsize
+        return np.fromfile(self.path, self.precision, count * functions, offset=offset).reshape(-1, functions)
+
+
+@dataclass(frozen=True)
 class Projections:
     """The functions of the atoms of structures: of each element a file, and the structure of each of its rows, ascending."""
 
@@ -34,24 +58,17 @@ class Projections:
     def __len__(self) -> int:
         return self.count
 
-    def mapped(self, symbol: str) -> npt.NDArray[Any]:
-        """The rows of an element (atoms, functions)."""
-        shape = (len(self.structure[symbol]), self.functions[symbol])
-        return np.memmap(self.files[symbol], self.precision, "r", shape=shape)
+    def rows(self, symbol: str) -> OnFile:
+        """The rows of an element."""
+        return OnFile(self.files[symbol], (len(self.structure[symbol]), self.functions[symbol]), self.precision)
 
     def parts(self) -> Iterator[tuple[str, Integers, Array]]:
-        """All rows, part by part: element, the structures they are of, and the rows in double precision.
-
-        They are read, not mapped: mapped pages would count as memory.
-        """
+        """All rows, part by part: element, the structures they are of, and the rows in double precision."""
         for symbol, structure in self.structure.items():
-            functions = self.functions[symbol]
-            size = max(1, PART_BYTES // (8 * functions))
-            with self.files[symbol].open("rb") as file:
-                for first in range(0, len(structure), size):
-                    which = structure[first : first + size]
-                    rows = np.fromfile(file, self.precision, len(which) * functions)
-                    yield symbol, which, rows.astype(np.float64, copy=False).reshape(-1, functions)
+            rows, size = self.rows(symbol), max(1, PART_BYTES // (8 * self.functions[symbol]))
+            for first in range(0, len(structure), size):
+                part = slice(first, first + size)
+                yield symbol, structure[part], rows[part].astype(np.float64, copy=False)
 
 
 def on_disk(

@@ -156,37 +156,47 @@ def _least_squares(
 
     What is refined ends with a last solve, for all structures; what is not is the start of pacemaker's optimizers.
     """
-    train, test, everything = task.train(), task.test(), task.everything()
-    watched = linear.labelled(test, training) if len(test) else []
-    problem = radial.Problem(linear.labelled(train, training), watched, kappa, training.seed)
     place = folder / LEAST_SQUARES
     place.mkdir(exist_ok=True)
+    if refined and not training.max_epochs:
+        potential, solution, of_fit = _last_solve(place, task, task.basis, training, kappa, compute)
+        of_fit["linear_start"] = {"lambda": solution.lam, "log_evidence": solution.log_evidence}
+        return Fit(potential, 0, solution.loss, DONE), of_fit
+    train, test = task.train(), task.test()
+    watched = linear.labelled(test, training) if len(test) else []
+    problem = radial.Problem(linear.labelled(train, training), watched, kappa, training.seed)
     state = radial.load(place)
     if state is None or state.structures != len(train):
         begin = time.monotonic()
         state = radial.start(place, problem, task.basis, compute.threads)
         write_whole(place / SECONDS, json.dumps(time.monotonic() - begin))
-    solve = float(json.loads((place / SECONDS).read_text()))  # of the run that made it, which may be an earlier one
-    atoms = int(everything[ATOMS].map(len).sum())
-    last = solve * (atoms + HELD_OUT * min(atoms, crossvalidation.ATOMS_LOOKED_AT)) / int(train[ATOMS].map(len).sum())
-    most = training.max_epochs if refined else 0
-    if most:
+    if refined:
+        solve = float(json.loads((place / SECONDS).read_text()))  # of the run that made it, which may be an earlier one
+        atoms, of_all = (int(frame[ATOMS].map(len).sum()) for frame in (train, task.everything()))
+        last = solve * (of_all + HELD_OUT * min(of_all, crossvalidation.ATOMS_LOOKED_AT)) / atoms
         before = replace(compute, deadline=compute.deadline - last)
-        state = radial.refine(place, problem, most, before, longest=radial.ITERATION * solve)
-    of_fit: dict[str, Any] = {"linear_start": {"lambda": state.solution.lam, "log_evidence": state.solution.log_evidence}}
-    complete = bool(state.ended) or state.iteration >= most
+        state = radial.refine(place, problem, training.max_epochs, before, longest=radial.ITERATION * solve)
+    complete = not refined or bool(state.ended) or state.iteration >= training.max_epochs
     why = state.ended or (DONE if complete else "the time limit came first")
     fitted = Fit(place / state.potential, state.iteration, state.solution.loss, why, complete)
-    if not refined:
-        return fitted, of_fit
-    here, groups = BasisFile(fitted.potential), everything[GROUP].tolist()
-    labelled = linear.labelled(everything, training)
-    solution, validated = crossvalidation.validate(labelled, groups, here, kappa, compute.threads)
-    fitted = replace(fitted, potential=place / "last.yaml")
-    write_linear(fitted.potential, here, solution.coefficients)
-    said = weights.warnings(weights.loss_weights(everything, training)) + [AT_FLOOR] * solution.at_floor
-    of_fit |= {"cross_validation": validated, "fitted_to": CHOSEN if task.to_chosen else ALL, "warnings": said}
+    of_fit = {"linear_start": {"lambda": state.solution.lam, "log_evidence": state.solution.log_evidence}}
+    if refined:
+        potential, _, of_last = _last_solve(place, task, BasisFile(fitted.potential), training, kappa, compute)
+        fitted, of_fit = replace(fitted, potential=potential), of_fit | of_last
     return fitted, of_fit
+
+
+def _last_solve(
+    place: Path, task: Task, on: Basis, training: TrainingSettings, kappa: float, compute: Compute
+) -> tuple[Path, linear.Solution, dict[str, Any]]:  # fmt: skip
+    """The function coefficients, fitted to everything: the file of the potential, the solution, and what `Trained` says."""
+    everything = task.everything()
+    labelled, groups = linear.labelled(everything, training), everything[GROUP].tolist()
+    solution, validated = crossvalidation.validate(labelled, groups, on, kappa, compute.threads)
+    write_linear(place / "last.yaml", on, solution.coefficients)
+    said = weights.warnings(weights.loss_weights(everything, training)) + [AT_FLOOR] * solution.at_floor
+    about = {"cross_validation": validated, "fitted_to": CHOSEN if task.to_chosen else ALL, "warnings": said}
+    return place / "last.yaml", solution, about
 
 
 def _doubts(cores: dict[str, core.Core]) -> list[str]:
