@@ -10,13 +10,14 @@ again and again those of the highest grades.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from scipy.linalg import lu_factor
+from scipy.linalg import LinAlgWarning, lu_factor
 from threadpoolctl import threadpool_limits
 
 from mlip_pace.ace import basis, projections
@@ -27,7 +28,7 @@ from mlip_pace.arrays import Array
 HIGHEST = 1.1  # grade that a training atom may have where they are too many for one part
 TOLERANCE, SWAPS = 1.01, 300  # of maxvol among the atoms of the highest grades, as in pace_activeset
 PASSES = 20  # through all atoms at most
-PART_BYTES = 2**26  # of rows that are worked on at a time; maxvol needs three times as much
+PART_BYTES = 2**24  # of rows that are worked on at a time; maxvol needs three times as much
 EPSILON = 1e-16  # on the diagonal of functions that are the same for all atoms, as in pyace
 
 
@@ -88,7 +89,10 @@ def _maxvol(rows: Array) -> Array:
 def _pivots(rows: Array) -> Array:
     """The rows that LU decomposition with partial pivoting takes."""
     order = np.arange(len(rows))
-    for n, pivot in enumerate(lu_factor(rows, check_finite=False)[1]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LinAlgWarning)  # of functions that no atom of a part has; a later part has some
+        pivots = lu_factor(rows, check_finite=False)[1]
+    for n, pivot in enumerate(pivots):
         order[[n, pivot]] = order[[pivot, n]]
     best: Array = rows[order[: rows.shape[1]]]
     return best
