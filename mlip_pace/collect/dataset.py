@@ -86,7 +86,6 @@ class Rules:
     elements: Sequence[str] | None = None  # leave out structures of others; None: all are wanted
     cutoffs: Sequence[float] = (5.0,)  # Å, that the potential may come to have, ascending
     seed: int = 42  # of the split
-    workers: int = 1  # processes that read
 
     @property
     def cutoff(self) -> float:
@@ -174,13 +173,13 @@ def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
 
 
 def rows_of(
-    pieces: Sequence[Iterable[Structure]], rules: Rules, audit: Audit, prefix: str = ""
+    pieces: Sequence[Iterable[Structure]], rules: Rules, audit: Audit, prefix: str = "", workers: pool.Workers = 1
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """One row for each sound structure, in their order; the others go to the audit. Pieces are read in worker processes."""
+    """One row for each sound structure, in their order; the others go to the audit. Pieces are read by workers."""
     rows: list[dict[str, Any]] = []
     seen: dict[bytes, dict[str, Any]] = {}
     function = partial(examine, rules=rules, prefix=prefix)
-    for one in chain.from_iterable(pool.parallel_map(function, pieces, rules.workers)):
+    for one in chain.from_iterable(pool.parallel_map(function, pieces, workers)):
         audit.read += 1
         audit.unconverged += one.unconverged
         if one.row is None:
@@ -229,26 +228,27 @@ def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data:
 
 
 def collect(
-    folder: Path, *, files: list[InputFile], test_files: list[InputFile] | None, rules: Rules
+    folder: Path, files: list[InputFile], test_files: list[InputFile] | None, rules: Rules, workers: pool.Workers = 1
 ) -> Collected:  # fmt: skip
     """The stage: write `frames.pckl.gzip`."""
     test = None if test_files is None else structures_of(test_files)
-    frame, about = assemble(structures_of(files), test, rules)
+    frame, about = assemble(structures_of(files), test, rules, workers)
     save_frame(frame, folder / "frames.pckl.gzip")
     return about
 
 
 def assemble(
-    pieces: Sequence[Iterable[Structure]], test_pieces: Sequence[Iterable[Structure]] | None, rules: Rules
+    pieces: Sequence[Iterable[Structure]], test_pieces: Sequence[Iterable[Structure]] | None, rules: Rules,
+    workers: pool.Workers = 1,
 ) -> tuple[pd.DataFrame, Collected]:  # fmt: skip
     """Audit, E0 and split. Returns the frame, its slabs and wires fully periodic, and what became of the structures."""
     audit, data = Audit(), rules.data
-    rows = rows_of(pieces, rules, audit)
+    rows = rows_of(pieces, rules, audit, workers=workers)
     for row in rows:
         row[SPLIT] = TRAIN
     if test_pieces is not None:
         given = {_geometry_of(row, rules): row[SOURCE] for row in rows}
-        for row in rows_of(test_pieces, rules, audit, prefix="test:"):
+        for row in rows_of(test_pieces, rules, audit, "test:", workers):
             if (same := given.get(_geometry_of(row, rules))) is not None:
                 audit.leave_out(row[SOURCE], f"the same structure as {same} of the training data")
             else:
