@@ -53,7 +53,8 @@ def test_a_potential_is_read_without_tensorflow_matplotlib_and_dask():
     """In a process that is not allowed to import them."""
     code = (
         "import sys\n"
-        "for name in ('tensorflow', 'tensorpotential', 'matplotlib', 'keras', 'tf_keras', 'distributed', 'dask'): sys.modules[name] = None\n"
+        "others = 'tensorflow', 'tensorpotential', 'matplotlib', 'keras', 'tf_keras', 'distributed', 'dask'\n"
+        "for name in others: sys.modules[name] = None\n"
         "import mlip_pace, mlip_pace.job, mlip_pace.check, pyace\n"
         "mlip_pace.load_calculator, mlip_pace.learn, mlip_pace.PacemakerRunner\n"
     )

@@ -25,10 +25,10 @@ from uuid import uuid4
 import cloudpickle
 import dask.config
 from distributed import Client, Future
-from distributed.client import ClosedClientError
+from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.scheduler import KilledWorker
 
-from mlip_pace.errors import ClusterError, TimeLimitError, WorkerError
+from mlip_pace.errors import ClusterError, SettingsError, TimeLimitError, WorkerError
 from mlip_pace.run import pool, worker
 from mlip_pace.run.steps import write_whole
 from mlip_pace.run.stopping import raise_if_stopped
@@ -43,6 +43,7 @@ AHEAD = 4  # tasks for each thread of the workers that are under way, or done an
 TASKS = 4  # of a sum for each thread, at least
 LOOK = 1.0  # s without news, after which to see how the workers are
 SLOW, SLOWEST = 3.0, 5.0  # times the usual, and s, that a task may take before an idle worker tries it as well
+FETCH = 20  # s for a result to come, after which to see whether there is a worker
 CLOSE = 2  # s, to say goodbye to a scheduler
 FOLDER = ".cluster-"
 
@@ -54,7 +55,8 @@ def connected(
     """The cluster of a scheduler: its address, or the path of its scheduler file.
 
     Its workers must see the output path and the `files` under the same paths, and be of our version. Raises `ClusterError` if
-    the scheduler is not there, `WorkerError` if a worker does not fit, `TimeLimitError` if there is none at the `deadline`.
+    the scheduler is not there, `SettingsError` if it wants a certificate and we have none, `WorkerError` if a worker does not
+    fit, `TimeLimitError` if there is none at the `deadline`.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it has to say, we say
     work = output.absolute() / "work"
@@ -78,6 +80,11 @@ def connected(
 def _client(scheduler: str) -> Iterator[Client]:
     try:
         address = scheduler if "://" in scheduler else worker.address_in(Path(scheduler), CONNECT)
+        if address.startswith("tls:") and not dask.config.get("distributed.comm.tls.client.cert"):
+            raise SettingsError(
+                f"the scheduler {address} speaks TLS, and the job has no certificate",
+                "set DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and its like, as deploy/tls.env does",
+            )
         client = Client(address, timeout=CONNECT, set_as_default=False, direct_to_workers=True)
     except OSError as error:
         raise ClusterError(
@@ -149,8 +156,15 @@ class DaskCluster:
         return self._submit(worker.added, one, other, priority=1)  # before more parts: what is added needs no memory
 
     def _fetched(self, future: Future[Any]) -> Any:
-        with self._talking():
-            return self.client.gather(future, direct=True)
+        """The result; with all of its workers lost it is computed again."""
+        while True:
+            with self._talking():
+                try:
+                    return future.result(timeout=FETCH)
+                except TimeoutError:
+                    if future.status == "error":
+                        raise self._reason(future) from None
+            self._wait_for_workers()
 
     def _ended(self, calls: Iterable[Callable[..., Future[Any]]]) -> Iterator[Future[Any]]:
         """The future of each call when it has its result, in their order. Raises what a task raised."""
@@ -290,7 +304,7 @@ class DaskCluster:
     def _talking(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ClosedClientError) as error:
+        except (OSError, ClosedClientError, FutureCancelledError) as error:
             raise self._lost() from error
 
     def _lost(self) -> ClusterError:

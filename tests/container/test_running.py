@@ -183,6 +183,34 @@ def test_compose_runs_the_example_data(image):
         subprocess.run([*compose, "down", "--volumes"], cwd=ROOT, capture_output=True)
 
 
+def test_compose_runs_a_cluster(image, tmp_path):
+    """As docs/howto/cluster.md has it, with fewer functions: a scheduler, two workers, the job."""
+    more = tmp_path / "small.yaml"
+    small = {f"MLIP_PACE_{name}": str(value) for name, value in SMALL.items()}
+    more.write_text(json.dumps({"services": {"mlip-pace-on-cluster": {"environment": small}}}))
+    compose = [
+        "docker",
+        "compose",
+        "--project-name",
+        "mlip-pace-cluster",
+        "-f",
+        "compose.yaml",
+        "-f",
+        more,
+        "--profile",
+        "cluster",
+    ]
+    up = [*compose, "up", "--no-color", "--no-log-prefix", "--exit-code-from", "mlip-pace-on-cluster"]
+    try:
+        done = subprocess.run(up, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (last,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"code"')]
+        assert last["code"] == 0
+        assert done.stdout.count("Registered to") == 2  # what each worker says
+    finally:
+        subprocess.run([*compose, "down", "--volumes"], cwd=ROOT, capture_output=True)
+
+
 def test_compose_has_a_profile_for_gpus(engine):
     config = shell("docker", "compose", "--profile", "gpu", "config", "--format", "json")
     job = json.loads(config)["services"]["mlip-pace-gpu"]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -187,7 +188,7 @@ def test_the_job_listens_to_nobody(two):
         assert {sock.laddr for sock in psutil.Process().net_connections() if sock.status == psutil.CONN_LISTEN} == ours
 
 
-def test_cluster_listens_where_it_was_told(two):
+def test_the_cluster_listens_where_it_was_told(two):
     """The scheduler, started on 127.0.0.1, there alone; of the workers only what others of the cluster speak to."""
     for started in two.processes:
         for one in [psutil.Process(started.pid), *children(started)]:
@@ -202,9 +203,12 @@ def test_killed_workers_change_nothing(place):
     place.until_there(2)
     items = list(np.random.default_rng(3).normal(size=400))
 
+    def cube(x):
+        return np.float64(x) ** 3
+
     def slow(x):
         time.sleep(0.02)
-        return np.float64(x) ** 3
+        return cube(x)
 
     def kill():
         time.sleep(0.5)
@@ -216,7 +220,7 @@ def test_killed_workers_change_nothing(place):
     with place.connected() as workers:
         threading.Thread(target=kill).start()
         found = pool.parallel_sums(slow, [items], workers)
-    assert found == pool.parallel_sums(slow, [items], 1)
+    assert found == pool.parallel_sums(cube, [items], 1)
 
 
 def test_without_a_worker_it_waits_and_goes_on(place):
@@ -247,6 +251,21 @@ def test_the_time_limit_holds_without_a_worker(place):
         pass
     assert 2 < time.monotonic() - begin < 5
     assert not list(place.output.glob("work/.cluster-*"))
+
+
+def test_the_time_limit_holds_when_all_workers_are_lost(place, monkeypatch):
+    """With results that only they had."""
+    monkeypatch.setattr(cluster, "FETCH", 1)
+    place.scheduler()
+    program = place.worker()
+    place.until_there(1)
+    with place.connected(deadline=time.monotonic() + 6) as workers:
+        results = pool.parallel_map(abs, range(16), workers)
+        assert next(results) == 0
+        time.sleep(1)
+        os.killpg(program.pid, signal.SIGKILL)
+        with pytest.raises(TimeLimitError):
+            list(results)
 
 
 def test_a_worker_that_stands_still_is_not_waited_for(place):
@@ -280,11 +299,12 @@ def test_a_lost_scheduler_is_said(place):
         time.sleep(0.05)
         return n
 
-    with pytest.raises(ClusterError) as lost, place.connected() as workers:
+    with place.connected() as workers:
         results = pool.parallel_map(slow, range(200), workers)
         next(results)
         scheduler.kill()
-        list(results)
+        with pytest.raises(ClusterError) as lost:
+            list(results)
     assert lost.value.code == 68
     assert lost.value.resumable
     assert "is lost" in lost.value.message
@@ -314,12 +334,11 @@ def test_a_worker_of_another_version_is_refused_by_name(place):
     place.scheduler()
     other_code(place)
     place.until_there(1)
-    with pytest.raises(
-        WorkerError, match=r"the worker tcp://127.0.0.1:\d+ on \S+ cannot take part: it has code of mlip-pace"
-    ) as e:
+    with pytest.raises(WorkerError, match="cannot take part: it has code of mlip-pace") as refused:
         place.connected().__enter__()
-    assert e.value.code == 76
-    assert e.value.resumable
+    assert re.match(r"the worker tcp://127.0.0.1:\d+ on \S+ cannot", refused.value.message)
+    assert refused.value.code == 76
+    assert refused.value.resumable
 
 
 def test_a_worker_of_another_version_that_comes_later_is_put_out_of_use(place):
@@ -411,3 +430,41 @@ def test_a_job_ends_with_its_signal_and_goes_on_without_its_scheduler(place):
     assert last(place, output)["resumable"]
     assert job(place, output).wait(180) == 0
     assert last(place, output)["code"] == 0
+
+
+def test_everything_is_encrypted_with_the_certificate_of_the_page(tmp_path):
+    """docs/howto/cluster.md and deploy/tls.env, here in another folder than /tls; who has another certificate is not let in."""
+    page = (ROOT / "docs" / "howto" / "cluster.md").read_text()
+    (script,) = re.findall(r"```sh\n(.*?openssl.*?)```", page, re.DOTALL)
+    for folder in ("ours", "others"):
+        (tmp_path / folder).mkdir()
+        subprocess.run(["sh", "-euc", script], cwd=tmp_path / folder, check=True, capture_output=True)
+    assert (tmp_path / "ours" / "tls" / "key.pem").stat().st_mode & 0o77 == 0
+
+    def tls(folder):
+        lines = (ROOT / "deploy" / "tls.env").read_text().replace("/tls/", f"{tmp_path / folder / 'tls'}/").splitlines()
+        return dict(line.split("=") for line in lines if not line.startswith("#"))
+
+    code = (
+        "import math, sys; from pathlib import Path; from mlip_pace.run import cluster, pool\n"
+        "cluster.CONNECT = 3\n"
+        "with cluster.connected(sys.argv[1], Path('out'), [], print, math.inf) as workers:\n"
+        "    print(sum(pool.parallel_map(abs, range(9), workers)))\n"
+    )
+    with ExitStack() as stack:
+        place = Place(tmp_path, **tls("ours"))
+        stack.callback(place.end)
+        place.scheduler("--protocol", "tls")
+        place.worker()
+        address = json.loads(place.file.read_text())["address"]
+        assert address.startswith("tls://127.0.0.1:")
+        for environ, where, said in (
+            (tls("ours"), address, "36"),
+            (tls("others"), address, "ClusterError: no scheduler answers"),
+            ({}, address.replace("tls://", "tcp://"), "ClusterError: no scheduler answers"),
+            ({}, address, "SettingsError: the scheduler tls"),
+        ):
+            command = [sys.executable, "-c", code, where]
+            done = subprocess.run(command, env=os.environ | environ, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert said in (done.stdout if said == "36" else done.stderr), done.stdout + done.stderr
+            assert (done.returncode == 0) == (said == "36")
