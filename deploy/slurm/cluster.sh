@@ -38,13 +38,15 @@ for name in SLURM_MEM_PER_NODE SLURM_MEM_PER_CPU; do
 done
 once=(srun --overlap --nodes=1 --ntasks=1)
 
-"${once[@]}" apptainer exec "${inside[@]}" "$image" dask scheduler --protocol tls --port 0 --scheduler-file /tls/scheduler.json \
-  --no-dashboard --dashboard-address 127.0.0.1:0 &
-scheduler=$!
+# USR1 is for the job alone, but SLURM sends it to all.
+"${once[@]}" apptainer exec "${inside[@]}" "$image" sh -c 'trap "" USR1; exec dask scheduler --protocol tls --port 0 \
+  --scheduler-file /tls/scheduler.json --no-dashboard --dashboard-address 127.0.0.1:0' &
+helpers=($!)
 srun --overlap --ntasks-per-node=1 apptainer run "${inside[@]}" "$image" worker &
+helpers+=($!)
 "${once[@]}" apptainer run "${inside[@]}" "$image"
 code=$?
-kill $scheduler # and its workers end with it
+kill "${helpers[@]}"
 wait
 rm -r "$tls"
 
