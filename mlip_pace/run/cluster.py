@@ -38,7 +38,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 A = TypeVar("A", bound=pool.Addable)
 
-CONNECT = 30  # s, for the scheduler to be there
+CONNECT = 60  # s, for the scheduler to be there
 AHEAD = 4  # tasks for each thread of the workers that are under way, or done and waiting for those before them
 TASKS = 4  # of a sum for each thread, at least
 LOOK = 1.0  # s without news, after which to see how the workers are
@@ -71,6 +71,7 @@ def connected(
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}), _client(scheduler) as client:
             cluster = DaskCluster(client, Ticket(folder, token, sizes, worker.programs()), say, deadline)
             cluster.refuse_misfits()
+            say(f"workers of the cluster at {cluster.address}: {cluster.threads}")
             yield cluster
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,6 +114,7 @@ class DaskCluster:
 
     def __init__(self, client: Client, ticket: Ticket, say: Callable[[str], None], deadline: float) -> None:
         self.client, self.ticket, self.say, self.deadline = client, ticket, say, deadline
+        self.address = str(getattr(client.scheduler, "address", ""))
         self.proven = False  # whether a worker has done something
         self.waiting = False  # for a worker
         self.looked, self.threads = -1e9, 1
@@ -270,7 +272,7 @@ class DaskCluster:
         while not all(future.done() for future in tries.values()) and time.monotonic() < until:
             raise_if_stopped()
             time.sleep(0.05)
-        reasons = []
+        self.threads, reasons = len(tries), []
         for address, future in tries.items():
             if future.status == "error":
                 reason = self._reason(future)
@@ -308,9 +310,8 @@ class DaskCluster:
             raise self._lost() from error
 
     def _lost(self) -> ClusterError:
-        address = getattr(self.client.scheduler, "address", "")
         return ClusterError(
-            f"the connection to the scheduler {address} is lost",
+            f"the connection to the scheduler {self.address} is lost",
             "what is done is kept: start the scheduler and workers again, then run the same command again",
         )
 
