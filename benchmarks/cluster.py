@@ -35,7 +35,7 @@ from ase.build import bulk
 from mlip_pace.ace import basis
 from mlip_pace.ace.basis import Basis
 from mlip_pace.reference import pair_name
-from mlip_pace.run import pool
+from mlip_pace.run import cluster, pool
 from mlip_pace.run.cluster import connected
 from mlip_pace.settings import BasisSettings
 from mlip_pace.train import linear
@@ -80,10 +80,10 @@ def running(folder: Path, workers: int) -> Iterator[tuple[Any, Any]]:
         return sum(scheduler.cpu_times()[:2]), sum(of)
 
     try:
-        with connected(str(file), folder / "out", [], print, math.inf) as cluster:
-            while len(cluster.client.nthreads()) < workers:
+        with connected(str(file), folder / "out", [], print, math.inf) as found:
+            while len(found.client.nthreads()) < workers:
                 time.sleep(0.1)
-            yield cluster, seconds
+            yield found, seconds
     finally:
         for one in reversed(started):
             one.terminate()
@@ -102,10 +102,10 @@ def measure(elements: int, chunks: int, workers: int) -> dict[str, float]:
         begin, cpu = time.monotonic(), time.process_time()
         (normal,) = pool.parallel_sums(function, [given], 1)
         return found | {"wall": time.monotonic() - begin, "own": time.process_time() - cpu}
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder), workers) as (cluster, seconds):
-        list(pool.parallel_map(function, given[: 4 * workers], cluster))  # every worker has loaded all
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), workers) as (those, seconds):
+        list(pool.parallel_map(function, given[: 4 * workers], those))  # every worker has loaded all
         begin, cpu, (scheduler, of_workers) = time.monotonic(), time.process_time(), seconds()
-        (normal,) = pool.parallel_sums(function, [given], cluster)
+        (normal,) = pool.parallel_sums(function, [given], those)
         found |= {"wall": time.monotonic() - begin, "own": time.process_time() - cpu}
         after = seconds()
     found |= {"scheduler": after[0] - scheduler, "of workers": after[1] - of_workers}
@@ -115,12 +115,28 @@ def measure(elements: int, chunks: int, workers: int) -> dict[str, float]:
     return found | {"bytes of chunks": len(cloudpickle.dumps(given)), "bytes of a sum": len(cloudpickle.dumps(normal))}
 
 
+def overhead(chunks: int, tasks: int) -> dict[str, float]:
+    """CPU s of this process and of the scheduler for chunks that cost nothing, in about so many tasks."""
+    given = linear.chunks_of(structures(1, 8 * chunks))
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), 2) as (workers, seconds):
+        list(pool.parallel_map(len, given[:8], workers))
+        cluster.TASKS, pool.TASKS = tasks // 2, 1
+        begin, cpu, scheduler = time.monotonic(), time.process_time(), seconds()[0]
+        (sum_,) = pool.parallel_sums(len, [given], workers)
+        assert sum_ == 8 * chunks
+        found = {"wall": time.monotonic() - begin, "own": time.process_time() - cpu, "scheduler": seconds()[0] - scheduler}
+    return {"chunks": chunks, "tasks": sum(map(len, pool.blocks([given], tasks))), **found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--chunks", type=int, default=96, help="of 512 atoms; a third of it for 4 elements")
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     for _ in range(given.rounds):
+        for tasks in (64, 512, 4096):
+            found = overhead(4096, tasks)
+            print(json.dumps({name: round(value, 3) for name, value in found.items()}), flush=True)
         for elements in CRYSTALS:
             for workers in (0, 1, 2):
                 found = measure(elements, given.chunks if elements == 1 else given.chunks // 3, workers)

@@ -46,7 +46,7 @@ srun --overlap --ntasks-per-node=1 apptainer run "${inside[@]}" "$image" worker 
 helpers+=($!)
 "${once[@]}" apptainer run "${inside[@]}" "$image"
 code=$?
-kill "${helpers[@]}"
+kill "${helpers[@]}" 2>/dev/null
 wait
 rm -r "$tls"
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import subprocess
 
 import pytest
@@ -204,9 +205,10 @@ def test_compose_runs_a_cluster(image, tmp_path):
     try:
         done = subprocess.run(up, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-        (last,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"code"')]
-        assert last["code"] == 0
-        assert done.stdout.count("Registered to") == 2  # what each worker says
+        (last,) = re.findall(r'\{"code": .*\}', done.stdout)
+        assert json.loads(last)["code"] == 0
+        assert "workers of the cluster at tcp://scheduler:8786" in done.stdout
+        assert done.stdout.count("Register worker addr") == 2
     finally:
         subprocess.run([*compose, "down", "--volumes"], cwd=ROOT, capture_output=True)
 
