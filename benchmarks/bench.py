@@ -148,7 +148,7 @@ def collect(train):
         begin = time.monotonic()
         files = find_files(name)
         settings = DataSettings.model_construct(test_fraction=0.0, max_rejected=1.0)
-        _, about = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(settings, cutoffs=[CUTOFF], workers=2))
+        _, about = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(settings, cutoffs=[CUTOFF]), workers=2)
         ours = {"seconds": round(time.monotonic() - begin, 2), "structures": about.read}
         theirs = run([BIN / "pace_collect", "-wd", name], folder=name)
     return {"ours": ours, "pace_collect": theirs}

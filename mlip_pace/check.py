@@ -43,7 +43,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     journal.enter("collect")
     test = None if inputs.test_files is None else dataset.structures_of(inputs.test_files)
     threads = job.threads(settings)
-    frames, collected = dataset.assemble(dataset.structures_of(inputs.files), test, inputs.rules(threads))
+    frames, collected = dataset.assemble(dataset.structures_of(inputs.files), test, inputs.rules(), threads)
     telling.say_collected(journal, collected)
     journal.enter("subtract")
     target, subtracted = reference.subtracted_from(frames, settings.reference, inputs.cutoff)

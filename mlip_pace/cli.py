@@ -10,10 +10,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlip_pace import __version__
-from mlip_pace.errors import JobError, OutOfMemoryError, OutputError, StorageError, ToolError
+from mlip_pace.errors import JobError, OutOfMemoryError, OutputError, SettingsError, StorageError, ToolError
 from mlip_pace.run import stopping
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predicting.add_argument("potential", type=Path, help="the potential.json of an output path")
     predicting.add_argument("data", help="structures or DFT files: a file, a directory or a glob")
     predicting.add_argument("output", type=Path, help="the extended XYZ file to write")
+    commands.add_parser("worker", help="compute for jobs, on the cluster of MLIP_PACE_RUN_SCHEDULER, until its scheduler ends")
     listing = commands.add_parser("settings", help="every setting with its type, default, unit and meaning")
     listing.add_argument("--json", action="store_true", help="as a JSON schema")
     commands.add_parser("version", help="the version")
@@ -74,6 +75,8 @@ def _job(given: argparse.Namespace) -> int:
     try:
         if given.command == "predict":
             more = {"summary": _predict(given, journal)}
+        elif given.command == "worker":
+            _worker()
         elif given.command == "collect":
             from mlip_pace.collect.convert import Summary
 
@@ -119,9 +122,9 @@ def _collect(given: argparse.Namespace, journal: Journal, summary: Summary) -> N
     threads = limits.cpus() if loaded.run.threads == "auto" else loaded.run.threads
     # A converter writes what there is: the limit is one of training, unless it is asked for.
     limit = 1.0 if loaded.origins["DATA_MAX_REJECTED"] == "default" else loaded.data.max_rejected
-    rules = Rules(loaded.data, loaded.basis.elements, loaded.basis.cutoffs, workers=threads)
+    rules = Rules(loaded.data, loaded.basis.elements, loaded.basis.cutoffs)
     try:
-        convert(given.data, given.output, rules, limit, summary)
+        convert(given.data, given.output, rules, limit, summary, threads)
     finally:
         for warning in summary.warnings:
             journal.warn(warning)
@@ -132,6 +135,16 @@ def _collect(given: argparse.Namespace, journal: Journal, summary: Summary) -> N
     for symbol, energy in summary.e0.items():
         journal.say(f"E0 of {symbol}: {energy:.6f} eV ({summary.e0_source[symbol]})")
     journal.say(f"{summary.used} of {summary.read} structures of {summary.files} files are in {given.output}")
+
+
+def _worker() -> NoReturn:
+    from mlip_pace import sources
+    from mlip_pace.run import limits, worker
+
+    given = sources.load().run
+    if given.scheduler is None:
+        raise SettingsError("a worker needs MLIP_PACE_RUN_SCHEDULER", "give it that of the job: tcp://host:8786, say")
+    worker.start(given.scheduler, limits.cpus() if given.threads == "auto" else given.threads)
 
 
 def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:

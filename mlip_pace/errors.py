@@ -32,6 +32,10 @@ class NoInputError(JobError):
     code, reason = 66, "no-input"
 
 
+class ClusterError(JobError):
+    code, reason, resumable = 68, "cluster", True
+
+
 class DeviceError(JobError):
     code, reason, resumable = 69, "device", True
 
@@ -54,6 +58,10 @@ class StorageError(JobError):
 
 class BusyError(JobError):
     code, reason, resumable = 75, "busy", True
+
+
+class WorkerError(JobError):
+    code, reason, resumable = 76, "worker", True
 
 
 class UnsafeError(JobError):

@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from mlip_pace.publish.potential import SIDECAR, Potential
 from mlip_pace.reference import Subtracted
 from mlip_pace.report import telling
 from mlip_pace.run import child, gpu, limits
-from mlip_pace.run.compute import Compute
+from mlip_pace.run.compute import Compute, cluster_of
 from mlip_pace.run.log import Journal
 from mlip_pace.run.steps import Stage, identity, leads_to, once, plan, sha256
 from mlip_pace.selection import Selected
@@ -59,7 +60,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
     settings = settings.of_member()
     output = settings.output.path
     potential.prepare(output)
-    with _only_run(output):
+    with _only_run(output), ExitStack() as beyond:
         journal.open(output)
         journal.say(f"uid {os.getuid()}, {threads(settings)} threads, {limits.memory() / 2**30:.1f} GB of memory")
         gpu.refuse_missing(settings.run.device)
@@ -69,8 +70,10 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
             journal.say(f"already published: {published.path}")
             return _within_gate(published)
         telling.say_warnings(journal, inputs.in_vain())
+        cluster = beyond.enter_context(cluster_of(settings.run.scheduler, output, [file.path for file in inputs.files],
+                                                  journal.say, begin + (settings.run.time_limit or math.inf)))  # fmt: skip
         compute = Compute(
-            threads=threads(settings), device=_device(settings, journal) if inputs.needs_pacemaker else "cpu",
+            threads=threads(settings), cluster=cluster, device=_device(settings, journal) if inputs.needs_pacemaker else "cpu",
             gpu_memory=settings.run.gpu_memory, warn=journal.warn,
             progress=lambda values: journal.progress(values, settings.training.max_epochs))  # fmt: skip
 
@@ -81,7 +84,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
             return once(this, kind, run)
 
         collected = stage(stages.collect, Collected, lambda folder: dataset.collect(
-            folder, files=inputs.files, test_files=inputs.test_files, rules=inputs.rules(compute.threads)))  # fmt: skip
+            folder, inputs.files, inputs.test_files, inputs.rules(), compute.workers))  # fmt: skip
         telling.say_collected(journal, collected)
 
         subtracted = stage(stages.subtract, Subtracted, lambda folder: reference.subtract(
@@ -96,7 +99,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         telling.say_searched(journal, searched)
         built = inputs.builder(collected.elements, shortest)(searched.cutoff, searched.functions)
         selected = stage(stages.select, Selected, lambda folder: selection.select(
-            folder, _frame(stages.subtract, "target"), built, settings.selection, compute.threads,
+            folder, _frame(stages.subtract, "target"), built, settings.selection, compute.workers,
             settings.training.max_epochs))  # fmt: skip
         telling.say_selected(journal, selected)
 
@@ -111,9 +114,10 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         scored = stages.evaluate if trained.complete else _so_far(stages.evaluate, trained)
         published_as = evaluate.Published(stages.train.result / "potential.yace", subtracted.reference, trained.of(chosen))
         scores = stage(scored, evaluate.Scores, lambda folder: evaluate.score(
-            folder, _frame(stages.subtract, "target"), published_as, settings.evaluate, compute.threads))  # fmt: skip
+            folder, _frame(stages.subtract, "target"), published_as, settings.evaluate, compute.workers))  # fmt: skip
         telling.say_warnings(journal, scores.warnings)
 
+        beyond.close()  # the cluster is no longer needed
         journal.enter("publish")
         made = sidecar.Made(collected, subtracted, searched, built, selected, trained, scores)
         metadata = sidecar.metadata(made, settings, inputs.described(), [*stages.before_evaluation(), scored])
@@ -212,11 +216,9 @@ class Inputs:
         """The shortest that the potential may come to have, Å."""
         return self.basis_settings.cutoffs[0]
 
-    def rules(self, workers: int = 1) -> dataset.Rules:
+    def rules(self) -> dataset.Rules:
         settings = self.settings
-        return dataset.Rules(
-            settings.data, settings.basis.elements, self.basis_settings.cutoffs, settings.training.seed, workers
-        )
+        return dataset.Rules(settings.data, settings.basis.elements, self.basis_settings.cutoffs, settings.training.seed)
 
     def builder(self, elements: list[str], shortest: dict[str, float]) -> Build:
         """What makes the basis of a cutoff and a number of functions: that of the file to go on from, or of the settings, with
@@ -261,14 +263,8 @@ class Inputs:
         if search.wanted(self.basis_settings):
             of_search |= {name: training[name] for name in ("kappa", "weighting", "weights")}
         found = plan(work, "3-basis", BASIS, of_search, subtract)
-        select = plan(
-            work,
-            "4-select",
-            SELECT,
-            settings.selection.model_dump(mode="json"),
-            found,
-            reach=int(settings.training.max_epochs > 0),
-        )
+        of_choice, refined = settings.selection.model_dump(mode="json"), int(settings.training.max_epochs > 0)
+        select = plan(work, "4-select", SELECT, of_choice, found, reach=refined)
         train = plan(work, "5-train", TRAIN, {**training, "override": override}, select, reach=settings.training.max_epochs)
         score = plan(work, "6-evaluate", EVALUATE, settings.evaluate.model_dump(mode="json"), train)
         return Stages(collect, subtract, found, select, train, score)

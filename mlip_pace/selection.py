@@ -43,6 +43,7 @@ from mlip_pace.arrays import Array
 from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, geometry_key
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.reference import lowest_of_compositions, shortest_distances
+from mlip_pace.run.pool import Workers
 from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import SelectionSettings
 
@@ -224,7 +225,7 @@ class Chosen:
 
 
 def choose(
-    train: pd.DataFrame, on: Basis, settings: SelectionSettings, workers: int, scratch: Path, iterations: int = 1
+    train: pd.DataFrame, on: Basis, settings: SelectionSettings, workers: Workers, scratch: Path, iterations: int = 1
 ) -> tuple[Chosen, Selected]:  # fmt: skip
     """Choose of the training structures those to fit on; files for the time being go to `scratch`.
 
@@ -273,7 +274,7 @@ def _number(
 
 
 def select(
-    folder: Path, target: pd.DataFrame, on: Basis, settings: SelectionSettings, workers: int, iterations: int
+    folder: Path, target: pd.DataFrame, on: Basis, settings: SelectionSettings, workers: Workers, iterations: int
 ) -> Selected:  # fmt: skip
     """The stage: write `chosen.json`, the sources and weights of the structures to train on, and `grades.json`, the grade of
     each of the others; the summary says how many, why, how well.

@@ -92,6 +92,12 @@ def _ladder(steps: list[float] | None) -> list[float] | None:
     return steps
 
 
+def _scheduler(where: str | None) -> str | None:
+    if where is not None and "://" in where and not re.fullmatch(r"(tcp|tls)://.+:\d+", where):
+        raise ValueError("tcp://host:8786, tls://host:8786, or the path of a scheduler file")
+    return where
+
+
 CUTOFFS = (4.5, 5.0, 5.5, 6.0, 7.0, 8.0)  # Å, that are tried for BASIS_CUTOFF=auto
 
 Positive = Annotated[float, Field(gt=0)]
@@ -100,6 +106,7 @@ E0 = Annotated[Literal["auto", "none"] | dict[str, float], BeforeValidator(_e0)]
 PerPair = Annotated[Literal["auto"] | float | dict[str, float], BeforeValidator(_per_pair)]
 TimeLimit = Annotated[Positive | None, BeforeValidator(_duration)]
 PerConfigType = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_per_config_type)]
+Scheduler = Annotated[str | None, AfterValidator(_scheduler)]
 LadderStep = Annotated[list[float] | None, BeforeValidator(_split), AfterValidator(_ladder)]
 AutoOrPositive = Literal["auto"] | Positive
 
@@ -232,6 +239,9 @@ class RunSettings(Group):
     )
     member: Literal["auto"] | Annotated[int, Field(ge=0)] | None = setting(
         None, "of an ensemble: its number is added to SEED, its output goes to `member-N`; `auto`: that of the array job"
+    )
+    scheduler: Scheduler = setting(
+        None, "of a Dask cluster that computes instead: tcp://host:8786, tls://host:8786, or the path of its scheduler file"
     )
     time_limit: TimeLimit = setting(None, "publish the potential so far and stop by then: seconds, or such as 2h30m", "s")
     log_format: Literal["auto", "text", "json"] = setting("auto", "auto: text on a terminal, JSON lines otherwise")

@@ -51,10 +51,10 @@ SMALL = {
 }
 
 
-def found(pieces, rules, audit=None):
+def found(pieces, rules, audit=None, workers=1):
     """The rows of the sound structures, as `dataset.assemble` finds them, each with its columns as attributes and by name."""
     structures = dataset.Found()
-    structures.add(pieces, rules, audit or dataset.Audit())
+    structures.add(pieces, rules, audit or dataset.Audit(), workers=workers)
     return [row for _, row in structures.frame().iterrows()]
 
 

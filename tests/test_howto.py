@@ -46,6 +46,7 @@ EXAMPLES_OF_ERRORS = {
     64: ("check", "a.xyz", {"BASIS_CUTOF": 5}),
     65: ("check", "no.extxyz", {}),
     66: ("check", "/nowhere", {}),
+    68: ("run", "a.xyz", {"RUN_SCHEDULER": "tcp://127.0.0.1:9"}),
     69: ("check", "a.xyz", {"RUN_DEVICE": "gpu"}),
     77: ("check", "data.pckl.gzip", {}),
     81: ("run", "a.xyz", {"EVALUATE_MAX_FORCES_RMSE": 0.001}),

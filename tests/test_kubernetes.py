@@ -30,21 +30,40 @@ def from_file(name):
     return found
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    """What the overlay makes, by kustomize itself."""
+def built(overlay):
+    """What an overlay makes, by kustomize itself."""
     if shutil.which("kustomize") is None:
         reason = "there is no kustomize (tests/container/engine.sh brings it)"
         (pytest.fail if REQUIRE_DOCKER else pytest.skip)(reason)
-    built = subprocess.run(["kustomize", "build", ROOT / "deploy" / "kubernetes-gpu"], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    (found,) = documents(built.stdout)
+    done = subprocess.run(["kustomize", "build", ROOT / "deploy" / overlay], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return documents(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    (found,) = built("kubernetes-gpu")
     return found
 
 
-@pytest.fixture(params=["job.yaml", "ensemble.yaml", "overlay gpu"])
+@pytest.fixture(scope="module")
+def clustered():
+    """The job of the overlay with a Dask cluster."""
+    (found,) = [one for one in built("kubernetes-cluster") if one["kind"] == "Job"]
+    return found
+
+
+@pytest.fixture(params=["job.yaml", "ensemble.yaml", "gpu", "clustered"])
 def job(request):
-    return request.getfixturevalue("gpu") if request.param == "overlay gpu" else from_file(request.param)
+    return from_file(request.param) if request.param.endswith(".yaml") else request.getfixturevalue(request.param)
+
+
+CLUSTER = [
+    one
+    for name in ("scheduler", "workers", "network")
+    for one in documents((FOLDER.with_name("kubernetes-cluster") / f"{name}.yaml").read_text())
+]
+PODS = {one["metadata"]["name"]: one["spec"]["template"] for one in CLUSTER if one["kind"] == "Deployment"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -84,9 +103,14 @@ def test_the_rules_that_the_api_server_has(job):
             assert codes["containerName"] in [container["name"] for container in pod["containers"]]
 
 
-def test_the_pod_is_restricted(job):
-    """Pod Security Standards, level restricted; and what they leave open."""
+def test_the_pod_of_a_job_is_restricted(job):
     pod = job["spec"]["template"]["spec"]
+    restricted(pod)
+    assert pod["terminationGracePeriodSeconds"] > stopping.SECONDS_TO_STOP
+
+
+def restricted(pod):
+    """Pod Security Standards, level restricted; and what they leave open."""
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -97,7 +121,6 @@ def test_the_pod_is_restricted(job):
     }
     assert pod["enableServiceLinks"] is False
     assert pod["automountServiceAccountToken"] is False
-    assert pod["terminationGracePeriodSeconds"] > stopping.SECONDS_TO_STOP
     assert {"cpu", "memory"} <= set(container["resources"]["requests"]) & set(container["resources"]["limits"])
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
@@ -119,3 +142,43 @@ def test_the_overlay_asks_for_a_gpu(gpu):
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert {"name": "MLIP_PACE_RUN_DEVICE", "value": "gpu"} in container["env"]
     assert container["image"] == "mlip-pace:cuda"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_schemas_of_kubernetes_take_the_cluster(version):
+    for one in CLUSTER:
+        kubernetes_validate.validate(one, version, strict=True)
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_the_pods_of_the_cluster_are_restricted(name):
+    restricted(PODS[name]["spec"])
+
+
+def test_the_cluster_fits_the_job():
+    """Name and port of the scheduler, the volumes, who may reach whom."""
+    service, scheduler, workers, network = CLUSTER
+    address = f"tcp://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    overlay = (FOLDER.with_name("kubernetes-cluster") / "kustomization.yaml").read_text()
+    assert f'{{name: MLIP_PACE_RUN_SCHEDULER, value: "{address}"}}' in overlay
+    (container,) = workers["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "MLIP_PACE_RUN_SCHEDULER", "value": address}]
+    of_job = from_file("job.yaml")["spec"]["template"]["spec"]
+    assert workers["spec"]["template"]["spec"]["volumes"] == of_job["volumes"]
+    assert container["volumeMounts"] == of_job["containers"][0]["volumeMounts"]
+    for deployment in (scheduler, workers):
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        assert network["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert service["spec"]["selector"] == scheduler["spec"]["template"]["metadata"]["labels"]
+    (allowed,) = network["spec"]["ingress"][0]["from"]
+    assert (
+        allowed["podSelector"]["matchLabels"].items() <= from_file("job.yaml")["spec"]["template"]["metadata"]["labels"].items()
+    )
+    (command,) = [one["command"] for one in scheduler["spec"]["template"]["spec"]["containers"]]
+    assert command[:4] == ["dask", "scheduler", "--port", str(service["spec"]["ports"][0]["port"])]
+
+
+def test_the_overlay_names_the_scheduler(clustered):
+    (container,) = clustered["spec"]["template"]["spec"]["containers"]
+    assert {"name": "MLIP_PACE_RUN_SCHEDULER", "value": "tcp://mlip-pace-scheduler:8786"} in container["env"]

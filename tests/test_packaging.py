@@ -15,6 +15,7 @@ import mlip_pace
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What belongs to an extra: imported only where it is needed, inside a function or in a room of its own.
 EXTRAS = {"matplotlib": "report", "markupsafe": "report", "tensorflow": "train"}
+EXTRAS |= dict.fromkeys(("cloudpickle", "dask", "distributed"), "cluster")
 
 
 def normal(name):
@@ -48,11 +49,12 @@ def test_everything_imported_is_a_dependency_or_of_an_extra():
             assert distributions & needed, f"{path} imports {module}, of {distributions}"
 
 
-def test_a_potential_is_read_without_tensorflow_and_matplotlib():
+def test_a_potential_is_read_without_tensorflow_matplotlib_and_dask():
     """In a process that is not allowed to import them."""
     code = (
         "import sys\n"
-        "for name in ('tensorflow', 'tensorpotential', 'matplotlib', 'keras', 'tf_keras'): sys.modules[name] = None\n"
+        "others = 'tensorflow', 'tensorpotential', 'matplotlib', 'keras', 'tf_keras', 'distributed', 'dask'\n"
+        "for name in others: sys.modules[name] = None\n"
         "import mlip_pace, mlip_pace.job, mlip_pace.check, pyace\n"
         "mlip_pace.load_calculator, mlip_pace.learn, mlip_pace.PacemakerRunner\n"
     )

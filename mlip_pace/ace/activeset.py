@@ -24,6 +24,7 @@ from mlip_pace.ace import basis, projections
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.projections import OnFile
 from mlip_pace.arrays import Array
+from mlip_pace.run.pool import Workers
 
 HIGHEST = 1.1  # grade that a training atom may have where they are too many for one part
 TOLERANCE, SWAPS = 1.01, 300  # of maxvol among the atoms of the highest grades, as in pace_activeset
@@ -32,7 +33,7 @@ PART_BYTES = 2**24  # of rows that are worked on at a time; maxvol needs three t
 EPSILON = 1e-16  # on the diagonal of functions that are the same for all atoms, as in pyace
 
 
-def write(target: Path, structures: Sequence[Atoms], on: Basis, workers: int) -> None:
+def write(target: Path, structures: Sequence[Atoms], on: Basis, workers: Workers) -> None:
     """Write A^-1 of every element into `target` (`.asi`), as LAMMPS and pyace read it.
 
     Raises `ValueError` if an element has fewer atoms than functions, or not enough that differ.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ase import Atoms
 
-from mlip_pace.ace.basis import Basis, basis_set
+from mlip_pace.ace.basis import Basis, BasisFile, basis_set
 from mlip_pace.arrays import Array
+
+T = TypeVar("T")
 
 
 class Predictor:
@@ -19,12 +23,19 @@ class Predictor:
         from pyace.calculator import ACECalculator
         from pyace.evaluator import ACERecursiveEvaluator
 
+        self._given = basis
         self._basis = basis_set(basis)
         # Neither does the evaluator keep its basis alive, nor the calculator its evaluator.
         self._product_basis = self._basis.to_ACECTildeBasisSet()
         self._evaluator, self._calculator = ACERecursiveEvaluator(), ACECalculator()
         self._evaluator.set_basis(self._product_basis)
         self._calculator.set_evaluator(self._evaluator)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent as what it is made of: pyace's objects cannot be sent."""
+        if isinstance(self._given, BasisFile):
+            return from_content, (_of_file, self._given.path.name, self._given.path.read_bytes())
+        return Predictor, (self._given,)
 
     def __call__(self, atoms: Atoms) -> Array:
         """Energy, forces and virial (1 + 3 n + 6,): eV, eV/Å, eV in Voigt's order."""
@@ -34,6 +45,18 @@ class Predictor:
         self._calculator.compute(aseatoms_to_atomicenvironment(atoms, cutoff=cutoff, elements_mapper_dict=elements))
         virial = np.array(self._calculator.virial)[[0, 1, 2, 5, 4, 3]]  # pyace's order is xx, yy, zz, xy, xz, yz
         return np.concatenate([[self._calculator.energy], np.ravel(self._calculator.forces), virial])
+
+
+def _of_file(path: Path) -> Predictor:
+    return Predictor(BasisFile(path))
+
+
+def from_content(make: Callable[..., T], name: str, content: bytes, *more: Any) -> T:
+    """`make(path, *more)` of a file with this name and content: on a worker elsewhere, what was made of a file here."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        return make(path, *more)
 
 
 def pair_energies(potential: Any, first: str, second: str, distances: Array) -> Array:

@@ -16,6 +16,7 @@ from ase import Atoms
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array, Integers
 from mlip_pace.run import pool
+from mlip_pace.run.pool import Workers
 
 CHUNK = 32  # structures that a worker takes at a time
 PART_BYTES = 2**25  # of rows, in double precision, that are read at a time
@@ -72,7 +73,7 @@ class Projections:
 
 
 def on_disk(
-    folder: Path, structures: Sequence[Atoms], expansion: Expansion, workers: int, precision: type[np.floating[Any]]
+    folder: Path, structures: Sequence[Atoms], expansion: Expansion, workers: Workers, precision: type[np.floating[Any]]
 ) -> Projections:  # fmt: skip
     """The functions of all atoms of each element, in files in `folder`. Raises `OSError` if there is no space for them."""
     counts = dict(zip(expansion.elements, expansion.counts, strict=True))
@@ -81,27 +82,36 @@ def on_disk(
         for symbol in counts
     }
     of_atoms = {symbol: structure for symbol, structure in of_atoms.items() if len(structure)}
-    files = {symbol: folder / symbol for symbol in of_atoms}
+    files = {symbol: folder.absolute() / symbol for symbol in of_atoms}
     functions = {symbol: counts[symbol] for symbol in of_atoms}
     for symbol, structure in of_atoms.items():
         with files[symbol].open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, len(structure) * counts[symbol] * np.dtype(precision).itemsize)
-    chunks = [range(n, min(n + CHUNK, len(structures))) for n in range(0, len(structures), CHUNK)]
+    # Of each chunk: its structures, and the first of their rows of each element.
+    starts = range(0, len(structures), CHUNK)
+    first = {symbol: np.searchsorted(structure, starts) for symbol, structure in of_atoms.items()}
+    chunks = [
+        ({symbol: int(rows[n]) for symbol, rows in first.items()}, structures[start : start + CHUNK])
+        for n, start in enumerate(starts)
+    ]
     projections = Projections(files, of_atoms, functions, precision, len(structures))
-    for _ in pool.parallel_map(partial(_fill, projections, structures, expansion), chunks, workers):
+    for _ in pool.parallel_map(partial(_fill, files, precision, expansion), chunks, workers):
         pass
     return projections
 
 
-def _fill(into: Projections, structures: Sequence[Atoms], expansion: Expansion, chunk: range) -> None:
+def _fill(
+    files: dict[str, Path], precision: type[np.floating[Any]], expansion: Expansion,
+    chunk: tuple[dict[str, int], Sequence[Atoms]],
+) -> None:  # fmt: skip
     """Write the functions of the atoms of some structures where they belong."""
+    first, structures = chunk
     blocks: dict[str, list[Array]] = {}
-    for functions in expansion.functions(structures[n] for n in chunk):
+    for functions in expansion.functions(structures):
         for symbol, block in functions.items():
             blocks.setdefault(symbol, []).append(block)
     for symbol, found in blocks.items():
-        rows = np.concatenate(found).astype(into.precision)
-        first = int(np.searchsorted(into.structure[symbol], chunk.start))
-        with into.files[symbol].open("r+b") as file:
-            file.seek(first * rows.shape[1] * rows.itemsize)
+        rows = np.concatenate(found).astype(precision)
+        with files[symbol].open("r+b") as file:
+            file.seek(first[symbol] * rows.shape[1] * rows.itemsize)
             rows.tofile(file)

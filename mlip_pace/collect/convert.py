@@ -25,7 +25,7 @@ class Summary:
     warnings: list[str] = field(default_factory=list)
 
 
-def convert(data: str, path: Path, rules: dataset.Rules, max_rejected: float, summary: Summary) -> None:
+def convert(data: str, path: Path, rules: dataset.Rules, max_rejected: float, summary: Summary, workers: int = 1) -> None:
     """Write every structure of the DFT files `data` that would be fitted to `path`; slabs and wires as they are.
 
     Fills `summary`. Nothing is written if nothing can be used, or if more than the fraction `max_rejected` is broken
@@ -39,7 +39,7 @@ def convert(data: str, path: Path, rules: dataset.Rules, max_rejected: float, su
         raise NoInputError(f"{data} holds nothing but OUTPUT itself", "give the files to read as DATA")
     summary.files = len(files)
     audit, found = Audit(left_out=summary.left_out), dataset.Found(path.parent)
-    found.add(dataset.structures_of(files), replace(rules, as_they_are=True), audit)
+    found.add(dataset.structures_of(files), replace(rules, as_they_are=True), audit, workers=workers)
     summary.read, summary.keys = audit.read, dict(audit.keys)
     summary.warnings += dataset.warnings(audit, rules.data)
     dataset.refuse_bad_data(audit, rules.data, max_rejected)

@@ -87,7 +87,6 @@ class Rules:
     elements: Sequence[str] | None = None  # leave out structures of others; None: all are wanted
     cutoffs: Sequence[float] = (5.0,)  # Å, that the potential may come to have, ascending
     seed: int = 42  # of the split
-    workers: int = 1  # processes that read
     as_they_are: bool = False  # slabs and wires; else they become fully periodic, as pacemaker takes them
 
     @property
@@ -185,10 +184,12 @@ class Found:
         self.rows = columns.GrowingFrame([FORCES, STRESS], [ATOMS], SCALARS, folder)
         self.geometries: dict[bytes, int] = {}  # of each row
 
-    def add(self, pieces: Sequence[Iterable[Structure]], rules: Rules, audit: Audit, split: str = TRAIN) -> None:
-        """Read pieces in worker processes. What is left out, and what was found before, goes to the audit."""
-        prefix, seen = "test:" if split == TEST else "", dict[bytes, int]()
-        for one in chain.from_iterable(pool.parallel_map(partial(examine, rules=rules, prefix=prefix), pieces, rules.workers)):
+    def add(
+        self, pieces: Sequence[Iterable[Structure]], rules: Rules, audit: Audit, split: str = TRAIN, workers: pool.Workers = 1
+    ) -> None:  # fmt: skip
+        """Have pieces read by workers. What is left out, and what was found before, goes to the audit."""
+        function, seen = partial(examine, rules=rules, prefix="test:" if split == TEST else ""), dict[bytes, int]()
+        for one in chain.from_iterable(pool.parallel_map(function, pieces, workers)):
             audit.read += 1
             audit.unconverged += one.unconverged
             if one.row is None:
@@ -244,27 +245,27 @@ def atoms_to_dataframe(atoms_list: Sequence[Atoms], cutoff: float = 5.0, **data:
 
 
 def collect(
-    folder: Path, *, files: list[InputFile], test_files: list[InputFile] | None, rules: Rules
+    folder: Path, files: list[InputFile], test_files: list[InputFile] | None, rules: Rules, workers: pool.Workers = 1
 ) -> Collected:  # fmt: skip
     """The stage: write `frames`."""
     test = None if test_files is None else structures_of(test_files)
-    frame, about = assemble(structures_of(files), test, rules, folder)
+    frame, about = assemble(structures_of(files), test, rules, workers, folder)
     columns.save(frame, folder / "frames")
     return about
 
 
 def assemble(
     pieces: Sequence[Iterable[Structure]], test_pieces: Sequence[Iterable[Structure]] | None, rules: Rules,
-    scratch: Path | None = None,
+    workers: pool.Workers = 1, scratch: Path | None = None,
 ) -> tuple[pd.DataFrame, Collected]:  # fmt: skip
     """Audit, E0 and split. Returns the frame, its slabs and wires fully periodic, and what became of the structures.
 
     The arrays of the frame are in files in `scratch`, or in memory.
     """
     audit, data, found = Audit(), rules.data, Found(scratch)
-    found.add(pieces, rules, audit)
+    found.add(pieces, rules, audit, TRAIN, workers)
     if test_pieces is not None:
-        found.add(test_pieces, rules, audit, TEST)
+        found.add(test_pieces, rules, audit, TEST, workers)
     refuse_bad_data(audit, data, data.max_rejected)
     frame, isolated = without_isolated(found.frame(), rules.cutoff, audit)
     leave_out_isolated(isolated, audit)

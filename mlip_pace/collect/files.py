@@ -100,7 +100,8 @@ def find_files(path: str) -> list[InputFile]:
         if kind == "vasp-out" and run in runs:
             continue
         name = str(p.relative_to(root)) if p.is_relative_to(root) else str(p)
-        files.append(InputFile(p, name, kind, outcars.get(run) if kind == "vasp-xml" else None))
+        instead = outcars.get(run) if kind == "vasp-xml" else None
+        files.append(InputFile(p.absolute(), name, kind, instead and instead.absolute()))  # workers may be elsewhere
     if not files:
         raise NoInputError(
             f"{path}: none of the {len(candidates)} files there is one that mlip-pace reads",

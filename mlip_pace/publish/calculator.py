@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from mlip_pace.ace.evaluators import calculator_of
+from mlip_pace.ace.evaluators import calculator_of, from_content
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.audit import fully_periodic
 from mlip_pace.reference import Reference
@@ -22,8 +22,12 @@ class PotentialCalculator(Calculator):
 
     def __init__(self, yace: Path, reference: Reference) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ace = calculator_of(yace)
+        self.yace, self.ace = yace, calculator_of(yace)
         self.reference = reference
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent as what it is made of: pyace's objects cannot be sent."""
+        return from_content, (PotentialCalculator, self.yace.name, self.yace.read_bytes(), self.reference)
 
     @property
     def cutoff(self) -> float:

@@ -24,6 +24,7 @@ from mlip_pace.collect.split import TEST
 from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.reference import Reference
 from mlip_pace.run import pool
+from mlip_pace.run.pool import Workers
 from mlip_pace.settings import EvaluateSettings
 
 DOUBTFUL = 0.5  # of the spread of stresses: errors beyond it are those of the labels
@@ -35,7 +36,7 @@ MANY_TIMES = 4.0
 CHUNK = 16  # structures that a worker takes at a time
 
 
-def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers: int = 1) -> pd.DataFrame:
+def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers: Workers = 1) -> pd.DataFrame:
     """`energy_pred` (eV, on the DFT scale), `forces_pred` (n, 3) and `stress_pred` (3, 3) or None for each row of `frame`."""
     structures = frame[ATOMS].array
     chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
@@ -108,7 +109,7 @@ class Scores:
 
 
 def score(
-    folder: Path, target: pd.DataFrame, published: Published, gate: EvaluateSettings, workers: int
+    folder: Path, target: pd.DataFrame, published: Published, gate: EvaluateSettings, workers: Workers
 ) -> Scores:  # fmt: skip
     """The stage: write `predictions`, and compare with DFT."""
     frame = target.join(predict(published.potential, published.reference, target, workers))

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlip_pace.run import limits
+from mlip_pace.run.pool import Cluster, Workers
+
+
+@contextmanager
+def cluster_of(
+    scheduler: str | None, output: Path, files: Sequence[Path], say: Callable[[str], None], deadline: float
+) -> Iterator[Cluster | None]:
+    """The cluster of a scheduler (`cluster.connected`), if one is named: whoever needs none needs no Dask."""
+    if scheduler is None:
+        yield None
+        return
+    from mlip_pace.run.cluster import connected
+
+    with connected(scheduler, output, files, say, deadline) as cluster:
+        yield cluster
 
 
 def _nobody(_: object) -> None:
@@ -18,8 +35,14 @@ class Compute:
     """The CPUs, the device, the time, and where progress and warnings go."""
 
     threads: int = field(default_factory=limits.cpus)  # of pacemaker; worker processes of our own computations
+    cluster: Cluster | None = None  # in place of these processes
     device: str = "cpu"  # or the name of the GPU that TensorFlow uses
     gpu_memory: str = "grow"  # or all
     deadline: float = math.inf  # of time.monotonic: what is not finished by then is stopped
     progress: Callable[[dict[str, float]], None] = _nobody  # gets rows of metrics
     warn: Callable[[str], None] = _nobody
+
+    @property
+    def workers(self) -> Workers:
+        """Of our own computations."""
+        return self.threads if self.cluster is None else self.cluster

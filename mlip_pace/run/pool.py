@@ -1,4 +1,4 @@
-"""What worker processes of our own compute: a map, and sums. They are forked from us, and end with us.
+"""What workers compute: a map, and sums. They are processes of our own, forked from us, or those of a cluster.
 
 Results are those of one process, bit by bit: a map keeps the order of its items, and a sum is a tree whose form follows from
 the number of its items alone.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import operator
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,11 +38,25 @@ class Addable(Protocol):
     def __add__(self: A, other: A, /) -> A: ...
 
 
-def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """`map(function, items)` in worker processes that end with us; results in the order of the items.
+class Cluster(Protocol):
+    """Workers beyond this machine (`cluster.py`). Functions and items are sent to them, so they are such as can be pickled."""
 
-    Function and items are there in the workers without being sent: these are forked from us.
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]: ...
+
+    def sums(self, function: Callable[[T], A], groups: Sequence[Sequence[T]]) -> list[A]: ...
+
+
+Workers = int | Cluster  # so many processes of this machine, or a cluster
+
+
+def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: Workers) -> Iterator[R]:
+    """`map(function, items)` in worker processes that end with us, or on a cluster; results in the order of the items.
+
+    Function and items are there in processes without being sent: these are forked from us.
     """
+    if not isinstance(workers, int):
+        yield from workers.map(function, items)
+        return
     if workers <= 1 or len(items) <= 1:
         yield from map(function, items)
         return
@@ -63,27 +78,29 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: int) -
             raise
 
 
-def parallel_sums(function: Callable[[T], A], groups: Sequence[Sequence[T]], workers: int) -> list[A]:
+def parallel_sums(function: Callable[[T], A], groups: Sequence[Sequence[T]], workers: Workers) -> list[A]:
     """For each group of items (one at least) the sum of `function` over it. The workers add, too."""
+    if not isinstance(workers, int):
+        return workers.sums(function, groups)
     tasks = blocks(groups, TASKS)
     results = parallel_map(partial(sum_of, function), [block for some in tasks for block in some], workers)
     return [tree_sum(islice(results, len(some))) for some in tasks]
 
 
-def tree_sum(terms: Iterable[A]) -> A:
+def tree_sum(terms: Iterable[T], add: Callable[[T, T], T] = operator.add) -> T:
     """ARITY terms in their order, ARITY such sums, and so on. Sums of aligned blocks in place of their terms change nothing."""
-    levels: list[tuple[int, A | None]] = []
+    levels: list[tuple[int, T | None]] = []
     for term in terms:
         for level in count():
             if level == len(levels):
                 levels.append((0, None))
             number, so_far = levels[level]
-            term = term if so_far is None else so_far + term
+            term = term if so_far is None else add(so_far, term)
             if number + 1 < ARITY:
                 levels[level] = number + 1, term
                 break
             levels[level] = 0, None
-    return reduce(lambda right, left: left + right, [so_far for _, so_far in levels if so_far is not None])
+    return reduce(lambda right, left: add(left, right), [so_far for _, so_far in levels if so_far is not None])
 
 
 def blocks(groups: Sequence[Sequence[T]], most: int) -> list[list[Sequence[T]]]:

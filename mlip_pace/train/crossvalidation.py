@@ -23,6 +23,7 @@ from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array
 from mlip_pace.run import pool
+from mlip_pace.run.pool import Workers
 from mlip_pace.train import linear
 from mlip_pace.train.linear import Labelled, Normal, Solution
 
@@ -65,7 +66,7 @@ class _Fold:
         return _sum([(1 - kappa, self.energies), (kappa, self.forces)])
 
 
-def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: int) -> dict[float, Errors]:
+def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> dict[float, Errors]:
     """The errors of the held-out structures for each of KAPPAS; nothing if there are not two groups to hold out."""
     folds = _folds(structures, groups, on, workers)
     if len(folds) < 2:
@@ -85,7 +86,7 @@ def best(errors: dict[float, Errors]) -> float:
 
 
 def validate(
-    structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: int
+    structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: Workers
 ) -> tuple[Solution, CrossValidated | None]:  # fmt: skip
     """The least-squares solution of all structures, and what held-out ones say of it, if there are two groups."""
     folds, scale = _folds(structures, groups, on, workers), basis.smoothness(on)
@@ -102,7 +103,7 @@ def validate(
     return solution, CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True)))
 
 
-def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: int) -> list[_Fold]:
+def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> list[_Fold]:
     """The folds with their normal equations. Groups go to the folds in turn, the largest first, to the smallest fold."""
     size = len(basis.smoothness(on))
     most = int(np.clip(FOLD_BYTES // (16 * size**2), 2, FOLDS))
@@ -158,7 +159,7 @@ def _without(normals: Sequence[Normal], left: Sequence[int], lam: float, scale: 
     return coefficients
 
 
-def _held_out(folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: int) -> list[Errors]:
+def _held_out(folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: Workers) -> list[Errors]:
     """The errors of each fit (coefficients for each fold, of the others) on what it left out."""
     items = [(n, chunk) for n, fold in enumerate(folds) for chunk in linear.chunks_of(fold.structures)]
     items = items[:: 1 + len(items) * linear.ATOMS_IN_CHUNK // ATOMS_LOOKED_AT]

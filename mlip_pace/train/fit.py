@@ -23,6 +23,7 @@ from mlip_pace.collect.dataset import ATOMS, GROUP, SOURCE, SPLIT, WEIGHT
 from mlip_pace.collect.split import TEST, TRAIN
 from mlip_pace.reference import Reference
 from mlip_pace.run.compute import Compute
+from mlip_pace.run.pool import Workers
 from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import TrainingSettings
 from mlip_pace.train import crossvalidation, linear, radial, weights
@@ -109,7 +110,7 @@ def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str
     """The stage: train, settle the core, write `potential.yaml`, `.yace` and `.asi`."""
     weights.refuse_unknown(task.target, training.weights)
     train, test = task.train(), task.test()
-    kappa, kappas = _kappa(train, training, task.basis, compute.threads)
+    kappa, kappas = _kappa(train, training, task.basis, compute.workers)
     training = training.model_copy(update={"kappa": kappa})
     from_file = isinstance(task.basis, BasisFile)
     start, of_fit = None, dict[str, Any]()
@@ -134,12 +135,12 @@ def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str
         complete=fitted.complete, iterations=fitted.iterations, stopped=fitted.stopped, kappa=kappa, kappas=kappas,
         threads=compute.threads, core=cores, loss=fitted.loss,
         warnings=[*of_fit.pop("warnings", []), *_doubts(cores),
-                  *_written_active_set(fitted.potential, task.everything(), compute.threads)], **of_fit,
+                  *_written_active_set(fitted.potential, task.everything(), compute.workers)], **of_fit,
     )  # fmt: skip
 
 
 def _kappa(
-    train: pd.DataFrame, training: TrainingSettings, on: Basis, workers: int
+    train: pd.DataFrame, training: TrainingSettings, on: Basis, workers: Workers
 ) -> tuple[float, dict[float, Errors]]:  # fmt: skip
     """κ as it is set, or of cross-validation, then with the errors of what was held out for each."""
     if training.kappa != "auto":
@@ -168,7 +169,7 @@ def _least_squares(
     state = radial.load(place)
     if state is None or state.structures != len(train):
         begin = time.monotonic()
-        state = radial.start(place, problem, task.basis, compute.threads)
+        state = radial.start(place, problem, task.basis, compute.workers)
         write_whole(place / SECONDS, json.dumps(time.monotonic() - begin))
     if refined:
         solve = float(json.loads((place / SECONDS).read_text()))  # of the run that made it, which may be an earlier one
@@ -192,7 +193,7 @@ def _last_solve(
     """The function coefficients, fitted to everything: the file of the potential, the solution, and what `Trained` says."""
     everything = task.everything()
     labelled, groups = linear.labelled(everything, training), everything[GROUP].tolist()
-    solution, validated = crossvalidation.validate(labelled, groups, on, kappa, compute.threads)
+    solution, validated = crossvalidation.validate(labelled, groups, on, kappa, compute.workers)
     write_linear(place / "last.yaml", on, solution.coefficients)
     said = weights.warnings(weights.loss_weights(everything, training)) + [AT_FLOOR] * solution.at_floor
     about = {"cross_validation": validated, "fitted_to": CHOSEN if task.to_chosen else ALL, "warnings": said}
@@ -207,7 +208,7 @@ def _doubts(cores: dict[str, core.Core]) -> list[str]:
     ]
 
 
-def _written_active_set(potential: Path, train: pd.DataFrame, workers: int) -> list[str]:
+def _written_active_set(potential: Path, train: pd.DataFrame, workers: Workers) -> list[str]:
     """Write the active set beside the potential; why there is none, if that cannot be done."""
     try:
         activeset.write(potential.with_suffix(".asi"), train[ATOMS].array, BasisFile(potential), workers)

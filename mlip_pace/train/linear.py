@@ -30,6 +30,7 @@ from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array, Integers
 from mlip_pace.collect.dataset import ATOMS
 from mlip_pace.run import pool
+from mlip_pace.run.pool import Workers
 from mlip_pace.settings import TrainingSettings
 from mlip_pace.train.weights import loss_weights
 
@@ -216,7 +217,7 @@ def chunks_of(structures: Sequence[Labelled]) -> list[Sequence[Labelled]]:
     return [structures[first:last] for first, last in pairwise([*starts, len(structures)])]
 
 
-def fit(structures: Sequence[Labelled], on: Basis, kappa: float, workers: int = 1) -> Solution:
+def fit(structures: Sequence[Labelled], on: Basis, kappa: float, workers: Workers = 1) -> Solution:
     """The least-squares solution for the coefficients of a basis."""
     function = partial(accumulate, expansion=basis.expansion(on), kappa=kappa)
     scale = basis.smoothness(on)

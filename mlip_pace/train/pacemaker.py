@@ -117,7 +117,7 @@ class PacemakerRunner:
             The data frame of the chosen structures, `active_set.pckl.gzip`, with their weights in the column `weight`.
         """
         settings = SelectionSettings.model_construct(max_structures=most)
-        choice, _ = selection.choose(train, self.basis, settings, self.compute.threads, self.folder)
+        choice, _ = selection.choose(train, self.basis, settings, self.compute.workers, self.folder)
         chosen = train[train[SOURCE].isin(choice.weights)]
         target = self.folder / "active_set.pckl.gzip"
         save_frame(chosen.assign(**{WEIGHT: chosen[SOURCE].map(choice.weights)}), target)

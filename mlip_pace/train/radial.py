@@ -29,6 +29,7 @@ from mlip_pace.ace.files import write_linear
 from mlip_pace.arrays import Array
 from mlip_pace.run import pool
 from mlip_pace.run.compute import Compute
+from mlip_pace.run.pool import Workers
 from mlip_pace.run.steps import write_whole
 from mlip_pace.train import linear
 from mlip_pace.train.linear import Labelled, Normal, Solution
@@ -79,7 +80,7 @@ class Problem:
     seed: int = 42
 
 
-def start(folder: Path, problem: Problem, first: Basis, workers: int = 1) -> State:
+def start(folder: Path, problem: Problem, first: Basis, workers: Workers = 1) -> State:
     """The least-squares solution with the radial functions as they are in the first basis: iteration 0."""
     solution = linear.fit(problem.train, first, problem.kappa, workers)
     write_linear(folder / "iteration-0.yaml", first, solution.coefficients)
@@ -100,18 +101,18 @@ def refine(folder: Path, problem: Problem, most: int, compute: Compute, longest:
     state = load(folder)
     assert state is not None
     if state.iteration == 0:
-        write_metrics(folder, state, problem, compute.threads)
+        write_metrics(folder, state, problem, compute.workers)
     while not state.ended and state.iteration < most and time.monotonic() + longest < compute.deadline:
         begin = time.monotonic()
-        state = iterate(folder, state, problem, compute.threads)
-        row = write_metrics(folder, state, problem, compute.threads)
+        state = iterate(folder, state, problem, compute.workers)
+        row = write_metrics(folder, state, problem, compute.workers)
         compute.progress({**row, "iteration": row["iter_num"]})
         state.save(folder)
         longest = max(longest, time.monotonic() - begin)
     return state
 
 
-def iterate(folder: Path, state: State, problem: Problem, workers: int) -> State:
+def iterate(folder: Path, state: State, problem: Problem, workers: Workers) -> State:
     """One step in C and the solve for c that belongs to it."""
     here = BasisFile(folder / state.potential)
     number = state.iteration + 1
@@ -206,7 +207,7 @@ def _within(length: float, matrix: Array, vector: Array) -> Array:
     return step
 
 
-def write_metrics(folder: Path, state: State, problem: Problem, workers: int) -> dict[str, float]:
+def write_metrics(folder: Path, state: State, problem: Problem, workers: Workers) -> dict[str, float]:
     """Add a row to the tables, and return that of the training structures."""
     rows = {}
     for table, labelled in (("metrics.txt", problem.train), ("test_metrics.txt", problem.test)):
@@ -221,7 +222,7 @@ def write_metrics(folder: Path, state: State, problem: Problem, workers: int) ->
     return rows["metrics.txt"]
 
 
-def errors(potential: Path, structures: Sequence[Labelled], kappa: float, workers: int) -> dict[str, float]:
+def errors(potential: Path, structures: Sequence[Labelled], kappa: float, workers: Workers) -> dict[str, float]:
     """Loss and errors of the target (eV/atom; eV/Å per component), under pacemaker's names."""
     of_chunk = partial(_errors, predictor=Predictor(BasisFile(potential)), kappa=kappa)
     ((loss, energy_squares, energies, force_squares, forces, count, components),) = pool.parallel_sums(

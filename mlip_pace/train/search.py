@@ -27,6 +27,7 @@ from mlip_pace.collect.dataset import ATOMS, GROUP, SOURCE, SPLIT
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import SettingsError
 from mlip_pace.run.compute import Compute
+from mlip_pace.run.pool import Workers
 from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import CUTOFFS, BasisSettings, TrainingSettings
 from mlip_pace.train import crossvalidation, linear, weights
@@ -95,7 +96,7 @@ def search(
         if tried and time.monotonic() + tried[-1].seconds > compute.deadline:
             missed.append((cutoff, functions))
             return -np.inf
-        tried.append(_try(folder, (cutoff, functions), build, frame, training, kappa, compute.threads))
+        tried.append(_try(folder, (cutoff, functions), build, frame, training, kappa, compute.workers))
         write_whole(folder / TRIED, json.dumps([asdict(one) for one in tried], indent=1))
         tell(tried[-1])
         return tried[-1].log_evidence
@@ -146,7 +147,7 @@ def _possible(build: Build, cutoff: float) -> list[int]:
 
 def _try(
     folder: Path, tried: tuple[float, int], build: Build, frame: pd.DataFrame, training: TrainingSettings, kappa: float,
-    workers: int,
+    workers: Workers,
 ) -> Tried:  # fmt: skip
     """Fit a basis to some structures."""
     begin = time.monotonic()

@@ -258,7 +258,7 @@ def test_a_file_in_pieces_is_the_same_file(tmp_path, monkeypatch):
     for size, workers in ((10**9, 1), (2000, 1), (2000, 2)):
         monkeypatch.setattr(extxyz, "BYTES_IN_PIECE", size)
         audited = audit.Audit()
-        rows = found(dataset.structures_of([file]), dataset.Rules(KEYS, workers=workers), audited)
+        rows = found(dataset.structures_of([file]), dataset.Rules(KEYS), audited, workers)
         seen.append(([row[dataset.SOURCE] for row in rows], [row[dataset.ENERGY] for row in rows], audited))
     assert len(extxyz.pieces_of(file)) > 10
     assert len(seen[0][0]) > 100

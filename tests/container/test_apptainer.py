@@ -43,7 +43,8 @@ def desk(image):
     shell("docker", "save", IMAGE, "--output", f"{HOME}/image.tar")
     shell("cp", "-r", f"{EXAMPLES.parent}", f"{HOME}/data")
     (HOME / "mlip-pace.env").write_text(SETTINGS)
-    shell("cp", str(ROOT / "deploy" / "slurm" / "job.sh"), f"{HOME}")
+    for script in ("job.sh", "cluster.sh"):
+        shell("cp", str(ROOT / "deploy" / "slurm" / script), f"{HOME}")
     shell("chown", "-R", "--reference", str(HOME), str(HOME))
     # Without compression: it would take minutes, and this file is used once.
     uncompressed = '--mksquashfs-args "-noI -noD -noF -noX"'
@@ -98,3 +99,37 @@ def test_the_slurm_script_goes_back_into_the_queue(desk):
     metadata = Potential.load(desk / "array" / "member-2" / "potential.json").metadata
     assert metadata["training"]["settings"]["seed"] == 44
     assert (metadata["hardware"]["cpus"], metadata["hardware"]["memory_mb"]) == (1, 3000)
+
+
+# Two "nodes" on this machine: srun without --nodes=1 starts what it is given on both, and TERM to it ends all of it.
+SRUN = """#!/bin/bash
+nodes=2
+while [ "${1#--}" != "$1" ]; do [ "$1" = --nodes=1 ] && nodes=1; shift; done
+for ((n = 0; n < nodes; n++)); do "$@" & started+=($!); done
+trap 'kill "${started[@]}"' TERM USR1
+code=0
+for one in "${started[@]}"; do
+  while kill -0 $one 2>/dev/null; do wait $one; code=$?; done
+done
+exit $code
+"""
+
+
+def test_the_slurm_script_for_several_nodes(desk):
+    """The script with the real Apptainer and openssl: scheduler, workers and job in containers of their own, all by TLS."""
+    (desk / "two").mkdir(exist_ok=True)
+    (desk / "two" / "srun").write_text(SRUN)
+    (desk / "two" / "scontrol").write_text('#!/bin/sh\necho "$@" >>queued-two\n')
+    (desk / "mlip-pace.env").write_text(SETTINGS.replace("MAX_EPOCHS=0", "MAX_EPOCHS=1"))
+    shell("chmod", "+x", str(desk / "two" / "srun"), str(desk / "two" / "scontrol"))
+    shell("chown", "-R", "--reference", str(HOME), str(desk / "two"), str(desk / "mlip-pace.env"))
+    # Without FUSE each container of a .sif unpacks it anew, four at a time: here all of them have it unpacked.
+    assert as_tester("apptainer build --sandbox unpacked mlip-pace.sif").returncode == 0
+    slurm = "SLURM_JOB_ID=8 PATH=$PWD/two:$PATH"
+    done = as_tester(f"{slurm} IMAGE=unpacked OUT=clustered APPTAINERENV_MLIP_PACE_RUN_THREADS=1 ./cluster.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert last_line(done.stdout)["code"] == 0
+    assert intact(desk / "clustered" / "potential.json")
+    assert done.stderr.count("Registered to:      tls://") == 2
+    assert not list(desk.glob(".mlip-pace-tls-*"))
+    assert not (desk / "queued-two").exists()

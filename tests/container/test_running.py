@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import subprocess
 
 import pytest
@@ -179,6 +180,35 @@ def test_compose_runs_the_example_data(image):
     try:
         done = subprocess.run([*compose, "run", "--rm", *small, "mlip-pace"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == json.loads(done.stdout.splitlines()[-1])["code"] == 0, done.stderr
+    finally:
+        subprocess.run([*compose, "down", "--volumes"], cwd=ROOT, capture_output=True)
+
+
+def test_compose_runs_a_cluster(image, tmp_path):
+    """As docs/howto/cluster.md has it, with fewer functions: a scheduler, two workers, the job."""
+    more = tmp_path / "small.yaml"
+    small = {f"MLIP_PACE_{name}": str(value) for name, value in SMALL.items()}
+    more.write_text(json.dumps({"services": {"mlip-pace-on-cluster": {"environment": small}}}))
+    compose = [
+        "docker",
+        "compose",
+        "--project-name",
+        "mlip-pace-cluster",
+        "-f",
+        "compose.yaml",
+        "-f",
+        more,
+        "--profile",
+        "cluster",
+    ]
+    up = [*compose, "up", "--no-color", "--no-log-prefix", "--exit-code-from", "mlip-pace-on-cluster"]
+    try:
+        done = subprocess.run(up, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (last,) = re.findall(r'\{"code": .*\}', done.stdout)
+        assert json.loads(last)["code"] == 0
+        assert "workers of the cluster at tcp://scheduler:8786" in done.stdout
+        assert done.stdout.count("Register worker addr") == 2
     finally:
         subprocess.run([*compose, "down", "--volumes"], cwd=ROOT, capture_output=True)
 
