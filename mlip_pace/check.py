@@ -46,7 +46,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     frames, collected = dataset.assemble(dataset.structures_of(inputs.files), test, inputs.rules(), threads)
     telling.say_collected(journal, collected)
     journal.enter("subtract")
-    target, subtracted = reference.subtracted_from(frames, settings.reference, inputs.cutoff)
+    target, subtracted = reference.subtracted_from(frames, settings.reference, inputs.cutoff, threads)
     telling.say_subtracted(journal, subtracted)
     journal.enter("train")
     shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)

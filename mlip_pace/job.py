@@ -88,7 +88,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         telling.say_collected(journal, collected)
 
         subtracted = stage(stages.subtract, Subtracted, lambda folder: reference.subtract(
-            folder, _frame(stages.collect, "frames"), settings.reference, inputs.cutoff))  # fmt: skip
+            folder, _frame(stages.collect, "frames"), settings.reference, inputs.cutoff, compute.workers))  # fmt: skip
         telling.say_subtracted(journal, subtracted)
 
         shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)

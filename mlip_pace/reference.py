@@ -21,9 +21,10 @@ Kittel, Introduction to Solid State Physics, ch. 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations_with_replacement
+from functools import partial
+from itertools import chain, combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURC
 from mlip_pace.collect.neighbours import neighbours
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import DataError
+from mlip_pace.run import pool
+from mlip_pace.run.pool import Workers
 from mlip_pace.settings import ReferenceSettings
 
 # e^2/(4 pi eps0) in eV Å, with the digits that LAMMPS has for `units metal` (force->qqr2e).
@@ -48,6 +51,7 @@ ZBL_D = np.array([0.20162, 0.40290, 0.94229, 3.19980])
 
 # What pacemaker accepts without changing the energies on its own (docs/design.md), eV/atom.
 LOWEST_TARGET, HIGHEST_TARGET = -20.0, 250.0
+CHUNK = 64  # structures that a worker takes at a time
 LARGE_AT_BONDS = 0.1  # eV/atom: a tenth of a weak bond
 
 
@@ -152,15 +156,23 @@ def bond_lengths(frames: pd.DataFrame, cutoff: float) -> dict[str, float]:
 
 def shortest_distances(structures: Iterable[Atoms], cutoff: float) -> dict[str, float]:
     """Shortest distance (Å) of each element pair within `cutoff` (Å) over all structures, by pair name."""
+    return _shortest_of(_shortest_in(atoms, cutoff) for atoms in structures)
+
+
+def _shortest_in(atoms: Atoms, cutoff: float) -> dict[str, float]:
+    i, j, distance = neighbours("ijd", atoms, cutoff)
+    shortest = {}
+    for zi, zj in combinations_with_replacement(np.unique(atoms.numbers), 2):
+        between = distance[(atoms.numbers[i] == zi) & (atoms.numbers[j] == zj)]
+        if len(between):
+            shortest[pair_name(chemical_symbols[zi], chemical_symbols[zj])] = float(between.min())
+    return shortest
+
+
+def _shortest_of(several: Iterable[dict[str, float]]) -> dict[str, float]:
     shortest: dict[str, float] = {}
-    for atoms in structures:
-        i, j, distance = neighbours("ijd", atoms, cutoff)
-        elements = np.unique(atoms.numbers)
-        for zi, zj in combinations_with_replacement(elements, 2):
-            between = distance[(atoms.numbers[i] == zi) & (atoms.numbers[j] == zj)]
-            name = pair_name(chemical_symbols[zi], chemical_symbols[zj])
-            if len(between):
-                shortest[name] = min(float(between.min()), shortest.get(name, np.inf))
+    for distances in several:
+        shortest |= {pair: min(distance, shortest.get(pair, np.inf)) for pair, distance in distances.items()}
     return dict(sorted(shortest.items()))
 
 
@@ -215,7 +227,7 @@ def _by_pair(name: str, given: str | float | dict[str, float], automatic: dict[s
     return {pair: given[pair] for pair in automatic}
 
 
-def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
+def delta(reference: Reference, frames: pd.DataFrame, workers: Workers = 1) -> pd.DataFrame:
     """`frames` with what is left for ACE to learn: `energy_corrected` (eV), `forces` (n, 3) eV/Å, and, where there are
     a stress and a cell, `virial` (6,), volume times stress (eV) in Voigt's order.
 
@@ -223,9 +235,9 @@ def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
     """
     rest = columns.GrowingFrame(["forces", "virial"])
     stresses = frames[STRESS] if STRESS in frames else [None] * len(frames)
+    parts = pool.parallel_map(partial(_evaluate, reference), pool.chunks(frames[ATOMS].array, CHUNK), workers)
     labels = zip(frames[ATOMS], frames[ENERGY] - frames[ENERGY_ATOMS], frames[FORCES], stresses, strict=True)
-    for atoms, energy, forces, stress in labels:
-        of_reference, pull, tension = reference.evaluate(atoms)
+    for (atoms, energy, forces, stress), (of_reference, pull, tension) in zip(labels, chain.from_iterable(parts), strict=True):
         virial = None if stress is None or tension is None else atoms.get_volume() * (stress - tension)[VOIGT]
         rest.append({"energy_corrected": energy - of_reference, "forces": forces - pull, "virial": virial})
     target = frames.join(rest.frame().set_index(frames.index))
@@ -241,6 +253,10 @@ def delta(reference: Reference, frames: pd.DataFrame) -> pd.DataFrame:
                 "its wall is not inside the data; MLIP_PACE_DATA_MAX_ENERGY leaves high energies out",
             )
     return target
+
+
+def _evaluate(reference: Reference, structures: Sequence[Atoms]) -> list[tuple[float, Array, Array | None]]:
+    return [reference.evaluate(atoms) for atoms in structures]
 
 
 def size_at_bonds(reference: Reference, frames: pd.DataFrame) -> float:
@@ -259,20 +275,24 @@ class Subtracted:
     warnings: list[str]
 
 
-def subtract(folder: Path, frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float) -> Subtracted:
+def subtract(
+    folder: Path, frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float, workers: Workers = 1
+) -> Subtracted:  # fmt: skip
     """The stage: write `target`."""
-    target, subtracted = subtracted_from(frames, settings, cutoff)
+    target, subtracted = subtracted_from(frames, settings, cutoff, workers)
     columns.save(target, folder / "target")
     return subtracted
 
 
 def subtracted_from(
-    frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float
+    frames: pd.DataFrame, settings: ReferenceSettings, cutoff: float, workers: Workers = 1
 ) -> tuple[pd.DataFrame, Subtracted]:  # fmt: skip
     """The `delta` of all structures, by the reference that suits those to train on. Raises `DataError`."""
     train = frames[frames[SPLIT] == TRAIN]
     reference = choose(settings, train, cutoff)
-    target, shortest = delta(reference, frames), shortest_distances(train[ATOMS], cutoff)
+    target = delta(reference, frames, workers)
+    chunks = pool.chunks(train[ATOMS].array, CHUNK)
+    shortest = _shortest_of(pool.parallel_map(partial(shortest_distances, cutoff=cutoff), chunks, workers))
     warnings = []
     if (size := size_at_bonds(reference, train)) > LARGE_AT_BONDS:
         warnings.append(

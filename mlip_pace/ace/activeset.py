@@ -24,6 +24,7 @@ from mlip_pace.ace import basis, projections
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.projections import OnFile
 from mlip_pace.arrays import Array
+from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers
 
 HIGHEST = 1.1  # grade that a training atom may have where they are too many for one part
@@ -44,11 +45,16 @@ def write(target: Path, structures: Sequence[Atoms], on: Basis, workers: Workers
         for symbol, count in zip(expansion.elements, expansion.counts, strict=True):
             if (atoms := len(written.structure.get(symbol, []))) < count:
                 raise ValueError(f"{count} functions of {symbol}, but {atoms} atoms")
-        inverses = {symbol: np.linalg.pinv(of_largest_volume(written.rows(symbol))) for symbol in written.files}
+        rows = [written.rows(symbol) for symbol in written.files]
+        inverses = dict(zip(written.files, pool.parallel_map(_inverse, rows, workers), strict=True))
     part = target.with_name(f".{target.name}.part")
     with part.open("wb") as file:
         np.savez(file, **inverses)  # type: ignore[arg-type]
     part.replace(target)
+
+
+def _inverse(rows: OnFile) -> Array:
+    return np.linalg.pinv(of_largest_volume(rows))
 
 
 # Small matrices: more threads cost more than they bring.

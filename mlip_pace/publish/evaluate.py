@@ -38,11 +38,11 @@ CHUNK = 16  # structures that a worker takes at a time
 
 def predict(potential: Path, reference: Reference, frame: pd.DataFrame, workers: Workers = 1) -> pd.DataFrame:
     """`energy_pred` (eV, on the DFT scale), `forces_pred` (n, 3) and `stress_pred` (3, 3) or None for each row of `frame`."""
-    structures = frame[ATOMS].array
-    chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
     predict_some = partial(_predict, calculator=PotentialCalculator(potential, reference))
     predicted = columns.GrowingFrame(["forces_pred", "stress_pred"])
-    for energy, forces, stress in chain.from_iterable(pool.parallel_map(predict_some, chunks, workers)):
+    for energy, forces, stress in chain.from_iterable(
+        pool.parallel_map(predict_some, pool.chunks(frame[ATOMS].array, CHUNK), workers)
+    ):
         predicted.append({"energy_pred": energy, "forces_pred": forces, "stress_pred": stress})
     return predicted.frame().set_index(frame.index)
 

@@ -68,14 +68,13 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
     if not structures:
         reasons = "".join(f"\n  {u['source']}: {u['reason']}" for u in unreadable)
         raise DataError(f"{data}: no structure can be read{reasons}", "mend these files, or give others to `mlip-pace predict`")
-    chunks = [structures[n : n + CHUNK] for n in range(0, len(structures), CHUNK)]
     calculator, grader = PotentialCalculator(potential.path, potential.reference), None
     if "potential.asi" in potential.metadata["files"]:
         grader = calculator_of(potential.path.parent / "potential.yaml")
         grader.compute_projections = True  # grades are made of them
         grader.set_active_set(str(potential.path.parent / "potential.asi"))
     predict_some = partial(_predict, calculator=calculator, grader=grader)
-    done = pool.parallel_map(predict_some, chunks, workers)
+    done = pool.parallel_map(predict_some, pool.chunks(structures, CHUNK), workers)
     predicted = [one for part in done for one in part]
     part = output.with_name(f".{output.name}.part")
     with part.open("w") as file:
@@ -109,7 +108,7 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
 
 
 def _predict(
-    structures: list[Atoms], calculator: PotentialCalculator, grader: Any
+    structures: Sequence[Atoms], calculator: PotentialCalculator, grader: Any
 ) -> list[tuple[float, Array, Array | None, Array | None]]:  # fmt: skip
     rows: list[tuple[float, Array, Array | None, Array | None]] = []
     for atoms in structures:

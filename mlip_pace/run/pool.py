@@ -87,6 +87,11 @@ def parallel_sums(function: Callable[[T], A], groups: Sequence[Sequence[T]], wor
     return [tree_sum(islice(results, len(some))) for some in tasks]
 
 
+def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in their order, so many at a time."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
+
+
 def tree_sum(terms: Iterable[T], add: Callable[[T, T], T] = operator.add) -> T:
     """ARITY terms in their order, ARITY such sums, and so on. Sums of aligned blocks in place of their terms change nothing."""
     levels: list[tuple[int, T | None]] = []
