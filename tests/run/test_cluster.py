@@ -379,7 +379,16 @@ def test_a_worker_that_does_not_see_the_files_is_refused(two, tmp_path, case):
             found.refuse_misfits()
 
 
-JOB = {"BASIS_FUNCTIONS": 60, "BASIS_BODY_ORDER": None, "TRAINING_OPTIMIZER": None, "TRAINING_MAX_EPOCHS": 3, "RUN_THREADS": 1}
+# With a search for the cutoff, and a choice of structures.
+JOB = {
+    "BASIS_CUTOFF": None,
+    "SELECTION_MAX_STRUCTURES": 60,
+    "BASIS_FUNCTIONS": 60,
+    "BASIS_BODY_ORDER": None,
+    "TRAINING_OPTIMIZER": None,
+    "TRAINING_MAX_EPOCHS": 3,
+    "RUN_THREADS": 1,
+}
 
 
 def job(place, output, **settings):
