@@ -55,9 +55,9 @@ def connected(
 ) -> Iterator[DaskCluster]:
     """The cluster of a scheduler: its address, or the path of its scheduler file.
 
-    Its workers must see the output path and the `files` (some are looked at) under the same paths, and be of our version. Raises
-    `ClusterError` if the scheduler is not there, `SettingsError` if it wants a certificate and we have none, `WorkerError` if a
-    worker does not fit, `TimeLimitError` if there is none at the `deadline`.
+    Its workers must see the output path and the `files` (some are looked at) under the same paths, and be of our version.
+    Raises `ClusterError` if the scheduler is not there, `SettingsError` if it wants a certificate and we have none,
+    `WorkerError` if a worker does not fit, `TimeLimitError` if there is none at the `deadline`.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it has to say, we say
     work = output.absolute() / "work"
