@@ -68,6 +68,8 @@ def test_what_kubernetes_injects_is_ignored(name):
         ("REFERENCE_SIGMA", "Al:2", "a pair of elements"),
         ("BASIS_FUNCTIONS", "ten", "valid integer"),
         ("CONFIG", "/nowhere.yaml", "cannot be read"),
+        ("RUN_SCHEDULER", "http://host:8786", "tcp://host:8786"),
+        ("RUN_SCHEDULER", "tcp://host", "tls://host:8786"),
     ],
 )
 def test_a_bad_value_names_the_variable_and_what_is_allowed(name, value, words):

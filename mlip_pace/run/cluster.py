@@ -39,12 +39,13 @@ R = TypeVar("R")
 A = TypeVar("A", bound=pool.Addable)
 
 CONNECT = 60  # s, for the scheduler to be there
-AHEAD = 4  # tasks for each thread of the workers that are under way, or done and waiting for those before them
+AHEAD = 3  # tasks for each thread of the workers that are under way, or done and waiting for those before them
 TASKS = 4  # of a sum for each thread, at least
 LOOK = 1.0  # s without news, after which to see how the workers are
 SLOW, SLOWEST = 3.0, 5.0  # times the usual, and s, that a task may take before an idle worker tries it as well
 FETCH = 20  # s for a result to come, after which to see whether there is a worker
 CLOSE = 2  # s, to say goodbye to a scheduler
+SHOWN = 8  # files, about, that a worker is asked for: the question goes with every task
 FOLDER = ".cluster-"
 
 
@@ -54,9 +55,9 @@ def connected(
 ) -> Iterator[DaskCluster]:
     """The cluster of a scheduler: its address, or the path of its scheduler file.
 
-    Its workers must see the output path and the `files` under the same paths, and be of our version. Raises `ClusterError` if
-    the scheduler is not there, `SettingsError` if it wants a certificate and we have none, `WorkerError` if a worker does not
-    fit, `TimeLimitError` if there is none at the `deadline`.
+    Its workers must see the output path and the `files` (some are looked at) under the same paths, and be of our version.
+    Raises `ClusterError` if the scheduler is not there, `SettingsError` if it wants a certificate and we have none,
+    `WorkerError` if a worker does not fit, `TimeLimitError` if there is none at the `deadline`.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it has to say, we say
     work = output.absolute() / "work"
@@ -67,7 +68,7 @@ def connected(
     folder.mkdir(parents=True)
     try:
         write_whole(folder / worker.TOKEN, token)
-        sizes = {str(path.absolute()): path.stat().st_size for path in files}
+        sizes = {str(path.absolute()): path.stat().st_size for path in files[:: 1 + len(files) // SHOWN]}
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}), _client(scheduler) as client:
             cluster = DaskCluster(client, Ticket(folder, token, sizes, worker.programs()), say, deadline)
             cluster.refuse_misfits()
@@ -116,6 +117,7 @@ class DaskCluster:
         self.client, self.ticket, self.say, self.deadline = client, ticket, say, deadline
         self.address = str(getattr(client.scheduler, "address", ""))
         self.proven = False  # whether a worker has done something
+        self.refused: set[str] = set()  # addresses of workers
         self.waiting = False  # for a worker
         self.looked, self.threads = -1e9, 1
         self.names = count()
@@ -285,9 +287,11 @@ class DaskCluster:
         """Close a worker that came later and does not fit; while none has done anything yet, the fault may be ours."""
         if not isinstance(reason, Misfit) or not self.proven:
             return False
-        self.say(f"{reason.message}; it is put out of use")
-        with self._talking():
-            self.client.retire_workers([reason.address], close_workers=True, remove=True)
+        if reason.address not in self.refused:  # it may have failed several tasks
+            self.refused.add(reason.address)
+            self.say(f"{reason.message}; it is put out of use")
+            with self._talking():
+                self.client.retire_workers([reason.address], close_workers=True, remove=True)
         return True
 
     def _reason(self, future: Future[Any]) -> BaseException:

@@ -165,7 +165,12 @@ def _own_address(scheduler: str) -> str:
             time.sleep(1)
     with socket.socket(found[0][0], socket.SOCK_DGRAM) as way:
         way.connect(found[0][4])  # sends nothing
-        return str(way.getsockname()[0])
+        own = str(way.getsockname()[0])
+    if own.startswith("127.") and not host.startswith(("127.", "localhost")):
+        from distributed.utils import get_ip  # Debian gives a machine's own name an address that no other can reach
+
+        return str(get_ip())
+    return own
 
 
 def start(scheduler: str, processes: int) -> NoReturn:

@@ -323,6 +323,28 @@ def test_no_scheduler_is_said(place, monkeypatch):
     assert not list(place.output.glob("work/.cluster-*"))
 
 
+def test_a_task_that_kills_its_workers_is_given_up(place):
+    """As one does that needs more memory than there is."""
+    place.scheduler()
+    place.worker(2)
+    place.until_there(2)
+
+    def fatal(n):
+        return n if n < 9 else os._exit(1)
+
+    with place.connected() as workers, pytest.raises(WorkerError, match="killed over and over") as killed:
+        pool.parallel_sums(fatal, [range(20)], workers)
+    assert killed.value.code == 76
+    assert "MLIP_PACE_RUN_THREADS" in killed.value.hint
+
+
+def test_a_worker_needs_a_scheduler(place):
+    place.start("-m", "mlip_pace.cli", "worker", environ={"MLIP_PACE_RUN_SCHEDULER": ""}).wait(PATIENCE)
+    said = json.loads((place.folder / "0.log").read_text().splitlines()[-1])
+    assert said["code"] == 64
+    assert "MLIP_PACE_RUN_SCHEDULER" in said["message"]
+
+
 def other_code(place):
     """A copy of our package that differs in a comment."""
     shutil.copytree(ROOT / "mlip_pace", place.folder / "other" / "mlip_pace")
@@ -379,7 +401,16 @@ def test_a_worker_that_does_not_see_the_files_is_refused(two, tmp_path, case):
             found.refuse_misfits()
 
 
-JOB = {"BASIS_FUNCTIONS": 60, "BASIS_BODY_ORDER": None, "TRAINING_OPTIMIZER": None, "TRAINING_MAX_EPOCHS": 3, "RUN_THREADS": 1}
+# With a search for the cutoff, and a choice of structures.
+JOB = {
+    "BASIS_CUTOFF": None,
+    "SELECTION_MAX_STRUCTURES": 60,
+    "BASIS_FUNCTIONS": 60,
+    "BASIS_BODY_ORDER": None,
+    "TRAINING_OPTIMIZER": None,
+    "TRAINING_MAX_EPOCHS": 3,
+    "RUN_THREADS": 1,
+}
 
 
 def job(place, output, **settings):
@@ -436,6 +467,8 @@ def test_a_job_ends_with_its_signal_and_goes_on_without_its_scheduler(place):
 
 def test_everything_is_encrypted_with_the_certificate_of_the_page(tmp_path):
     """docs/howto/cluster.md and deploy/tls.env, here in another folder than /tls; who has another certificate is not let in."""
+    settings = [line for line in (ROOT / "deploy" / "tls.env").read_text().splitlines() if not line.startswith("#")]
+    assert "\n".join(settings) in (ROOT / "deploy" / "slurm" / "cluster.sh").read_text()
     page = (ROOT / "docs" / "howto" / "cluster.md").read_text()
     (script,) = re.findall(r"```sh\n(.*?openssl.*?)```", page, re.DOTALL)
     for folder in ("ours", "others"):
@@ -444,8 +477,7 @@ def test_everything_is_encrypted_with_the_certificate_of_the_page(tmp_path):
     assert (tmp_path / "ours" / "tls" / "key.pem").stat().st_mode & 0o77 == 0
 
     def tls(folder):
-        lines = (ROOT / "deploy" / "tls.env").read_text().replace("/tls/", f"{tmp_path / folder / 'tls'}/").splitlines()
-        return dict(line.split("=") for line in lines if not line.startswith("#"))
+        return dict(line.replace("/tls/", f"{tmp_path / folder / 'tls'}/").split("=") for line in settings)
 
     code = (
         "import math, sys; from pathlib import Path; from mlip_pace.run import cluster, pool\n"
