@@ -18,6 +18,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
+from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.audit import checked, fully_periodic
@@ -26,7 +27,6 @@ from mlip_pace.collect.files import Unconverged, find_files
 from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.errors import DataError
 from mlip_pace.publish import evaluate
-from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.publish.potential import intact
 from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings

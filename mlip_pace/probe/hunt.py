@@ -1,0 +1,203 @@
+"""The hunt for holes: structures unlike the data are made, relaxed and heated, and those whose energy cannot be are kept.
+
+A structure is in a hole if its energy is lower than half of what the curve of its composition (`ground.py`) asks for at its
+volume, by more than MARGIN: at the volume of the data and above, lower than the lowest energy of the data. Trials are
+
+- `random`: eight atoms anywhere in a cell (`cells.py`), relaxed in it;
+- `compressed`: a structure of the data or one of the lowest energy, strained, shaken and at a smaller volume, relaxed in it;
+- `dynamics`: atoms anywhere in a larger cell, at some volume and some thousand K.
+
+What a trial does follows from the seed and its number alone. Energies relative to E0, in eV; distances in Å.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.optimize import FIRE
+
+from mlip_pace.probe.cells import pushed_apart, random_cell
+from mlip_pace.probe.ground import Ground, strained
+from mlip_pace.run import pool
+
+MARGIN = 0.1  # eV/atom
+HALF = 0.5  # of the curve
+CLOSE = 0.9  # of the shortest distance of a pair in the data: as close as atoms are when a trial begins
+VOLUMES = (0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0)  # of that of the curve
+SMALLEST, LARGEST = 0.35, 1.05  # the same, of what is compressed
+IN_CELL, IN_DYNAMICS, MOST_ATOMS = (
+    8,
+    24,
+    48,
+)  # atoms: of a random cell, of dynamics at least, of a structure of the data at most
+RANDOM, COMPRESSED, DYNAMICS = 48, 24, 8  # trials of a round; of random cells as many for each volume and composition at least
+STRAIN, SHAKE = 0.1, 0.15  # largest entry of the strain; standard deviation of displacements over the shortest distance
+RELAXATION, LEAST = 480, 10  # steps of a relaxation times atoms; steps at least
+STEPS, EVERY = 200, 10  # of dynamics; between looks at it
+TEMPERATURES = (1000.0, 5000.0)  # K
+TIMESTEP, FRICTION = 1.5, 0.02  # fs, 1/fs
+DEEP = 50.0  # eV/atom: deeper there is nothing more to learn
+KEPT = 4  # structures of a trial at most
+
+
+@dataclass(frozen=True)
+class Hunted:
+    """What is probed: what the data say, structures of them, the shortest distances (Å) by pair, the seed."""
+
+    ground: Ground
+    structures: Sequence[Atoms]
+    shortest: dict[str, float]
+    seed: int
+
+    def closest(self) -> dict[str, float]:
+        return {pair: CLOSE * distance for pair, distance in self.shortest.items()}
+
+    def compositions(self) -> list[list[str]]:
+        """The symbols of eight atoms: every element, every pair of them, and what the data have."""
+        elements = self.ground.elements
+        found = [[element] * IN_CELL for element in elements]
+        found += [[a] * (IN_CELL // 2) + [b] * (IN_CELL // 2) for a, b in combinations(elements, 2)]
+        for atoms in self.ground.structures:
+            content = np.array([list(atoms.symbols).count(element) for element in elements]) / len(atoms) * IN_CELL
+            counts = np.floor(content + 1e-9).astype(int)
+            order = np.argsort(counts - content, kind="stable")
+            counts[order[: IN_CELL - counts.sum()]] += 1
+            found.append([symbol for symbol, count in zip(elements, counts, strict=True) for _ in range(count)])
+        return [list(one) for one in dict.fromkeys(map(tuple, found))]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One thing that is tried: its kind, and the number that with seed and round says all of it."""
+
+    kind: str
+    round: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A structure with the energy (eV) that a potential gives it, relative to E0."""
+
+    atoms: Atoms
+    energy: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial has come to: the depth (eV/atom) below what may be, frames of the hole, and where it has been."""
+
+    depth: float  # negative: above it
+    frames: list[Frame]
+    volumes: tuple[float, float]  # smallest and largest, relative to the curve's
+    temperature: float  # K, the largest; 0 of a relaxation
+    pressure: float  # eV/Å^3, the largest of the last structure; 0 where it was not measured
+
+
+def trials(hunted: Hunted, number: int) -> list[Trial]:
+    """Those of a round."""
+    random = max(RANDOM, len(VOLUMES) * len(hunted.compositions()))
+    counts = {"random": random, "compressed": COMPRESSED, "dynamics": DYNAMICS}
+    return [Trial(kind, number, n) for kind, count in counts.items() for n in range(count)]
+
+
+def hunt(hunted: Hunted, of: Sequence[Trial], calculator: Any, workers: int) -> list[Outcome]:
+    """The outcomes of the trials with an ASE calculator (energies relative to E0)."""
+    return list(pool.parallel_map(partial(run, hunted=hunted, calculator=calculator), of, workers))
+
+
+def run(trial: Trial, hunted: Hunted, calculator: Any) -> Outcome:
+    """One trial."""
+    kinds = ("random", "compressed", "dynamics")
+    rng = np.random.default_rng((hunted.seed, kinds.index(trial.kind), trial.round, trial.number))
+    atoms = {"random": _random, "compressed": _compressed, "dynamics": _melt}[trial.kind](hunted, trial, rng)
+    if atoms is None:
+        return Outcome(-np.inf, [], (1.0, 1.0), 0.0, 0.0)
+    atoms.calc = calculator
+    temperature = 0.0
+    if trial.kind == "dynamics":
+        temperature = float(rng.uniform(*TEMPERATURES))
+        path = _dynamics(atoms, temperature, rng)
+    else:
+        path = _relaxation(atoms)
+    curve = hunted.ground.curve(list(atoms.symbols))
+    depths, frames = list[float](), list[Frame]()
+    volume = float(atoms.cell.volume) / len(atoms)
+    for step in path:
+        depth = curve.energy + HALF * curve.above(volume) - MARGIN - step.energy / len(atoms)
+        # The first one in the hole, and then each that is twice as deep.
+        if depth > 0 and (not frames or depth > 2 * max(depths)):
+            frames.append(step)
+        depths.append(depth)
+        if not depth < DEEP:
+            break
+    there = volume / curve.volume
+    return Outcome(max(depths), frames[:KEPT], (there, there), temperature, _pressure(atoms))
+
+
+def floor(hunted: Hunted, atoms: Atoms) -> float:
+    """The energy (eV, relative to E0) that a structure of its composition should have at its volume at least: the curve's."""
+    curve = hunted.ground.curve(list(atoms.symbols))
+    return len(atoms) * (curve.energy + curve.above(float(atoms.cell.volume) / len(atoms)))
+
+
+def _random(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms | None:
+    compositions = hunted.compositions()
+    number, which = divmod(trial.number, len(compositions))
+    symbols = compositions[which]
+    volume = hunted.ground.curve(symbols).volume * VOLUMES[number % len(VOLUMES)] * len(symbols)
+    return random_cell(symbols, volume, hunted.closest(), rng)
+
+
+def _compressed(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms:
+    if trial.number % 2 or not hunted.structures:
+        atoms = hunted.ground.structures[trial.number // 2 % len(hunted.ground.structures)]
+    else:
+        atoms = hunted.structures[int(rng.integers(len(hunted.structures)))]
+    volume = hunted.ground.curve(list(atoms.symbols)).volume * rng.uniform(SMALLEST, LARGEST)
+    deformation = np.eye(3) + rng.uniform(-STRAIN, STRAIN, (3, 3))
+    scale = np.cbrt(volume * len(atoms) / (atoms.cell.volume * np.linalg.det(deformation)))
+    atoms = strained(atoms, deformation * scale)
+    atoms.positions += rng.normal(0.0, SHAKE * scale * min(hunted.shortest.values()), (len(atoms), 3))
+    pushed_apart(atoms, hunted.closest())  # as far as they can be
+    return atoms
+
+
+def _melt(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms | None:
+    compositions = hunted.compositions()
+    symbols = 2 * compositions[trial.number % len(compositions)]
+    volume = hunted.ground.curve(symbols).volume * rng.uniform(SMALLEST, LARGEST) * len(symbols)
+    return random_cell(symbols, volume, hunted.closest(), rng)
+
+
+def _relaxation(atoms: Atoms) -> Iterator[Frame]:
+    """The steps of a relaxation of the places in the cell as it is."""
+    steps = max(LEAST, RELAXATION // len(atoms))
+    for _ in FIRE(atoms, logfile=None, maxstep=0.1).irun(fmax=0.05, steps=steps):
+        yield _frame(atoms)
+
+
+def _dynamics(atoms: Atoms, temperature: float, rng: np.random.Generator) -> Iterator[Frame]:
+    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+    moved = Langevin(atoms, TIMESTEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, rng=rng, fixcm=False)
+    yield _frame(atoms)
+    for _ in range(STEPS // EVERY):
+        moved.run(EVERY)
+        yield _frame(atoms)
+
+
+def _frame(atoms: Atoms) -> Frame:
+    copied = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    return Frame(copied, float(atoms.get_potential_energy()))
+
+
+def _pressure(atoms: Atoms) -> float:
+    return -float(np.mean(atoms.get_stress()[:3]))
