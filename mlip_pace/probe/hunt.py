@@ -12,9 +12,11 @@ What a trial does follows from the seed and its number alone. Energies relative 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations
 from typing import Any
 
@@ -25,9 +27,10 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import FIRE
 
 from mlip_pace.probe.cells import pushed_apart, random_cell
-from mlip_pace.probe.ground import Ground, strained
+from mlip_pace.probe.ground import Curve, Ground, strained
 from mlip_pace.run import pool
 
+KINDS = ("random", "compressed", "dynamics")
 MARGIN = 0.1  # eV/atom
 HALF = 0.5  # of the curve
 CLOSE = 0.9  # of the shortest distance of a pair in the data: as close as atoms are when a trial begins
@@ -57,21 +60,35 @@ class Hunted:
     shortest: dict[str, float]
     seed: int
 
+    @cached_property
     def closest(self) -> dict[str, float]:
+        """The distances (Å) that atoms have at least when a trial begins."""
         return {pair: CLOSE * distance for pair, distance in self.shortest.items()}
 
+    @cached_property
     def compositions(self) -> list[list[str]]:
-        """The symbols of eight atoms: every element, every pair of them, and what the data have."""
+        """The symbols of eight atoms: every element, every pair of them, and what the data have, if they tell of it."""
         elements = self.ground.elements
         found = [[element] * IN_CELL for element in elements]
         found += [[a] * (IN_CELL // 2) + [b] * (IN_CELL // 2) for a, b in combinations(elements, 2)]
         for atoms in self.ground.structures:
-            content = np.array([list(atoms.symbols).count(element) for element in elements]) / len(atoms) * IN_CELL
+            content = self.ground.content(list(atoms.symbols)) * IN_CELL
             counts = np.floor(content + 1e-9).astype(int)
             order = np.argsort(counts - content, kind="stable")
             counts[order[: IN_CELL - counts.sum()]] += 1
             found.append([symbol for symbol, count in zip(elements, counts, strict=True) for _ in range(count)])
-        return [list(one) for one in dict.fromkeys(map(tuple, found))]
+        return [list(one) for one in dict.fromkeys(map(tuple, found)) if self.ground.curve(one)]
+
+    def curve(self, atoms: Atoms) -> Curve:
+        """That of a trial's composition."""
+        curve = self.ground.curve(list(atoms.symbols))
+        assert curve is not None
+        return curve
+
+    def least(self, atoms: Atoms) -> float:
+        """The energy (eV, relative to E0) that the curve has for a structure."""
+        curve = self.curve(atoms)
+        return len(atoms) * (curve.energy + curve.above(float(atoms.cell.volume) / len(atoms)))
 
 
 @dataclass(frozen=True)
@@ -95,42 +112,48 @@ class Frame:
 class Outcome:
     """What a trial has come to: the depth (eV/atom) below what may be, frames of the hole, and where it has been."""
 
-    depth: float  # negative: above it
+    trial: Trial
+    depth: float  # the largest; negative: above it
     frames: list[Frame]
-    volumes: tuple[float, float]  # smallest and largest, relative to the curve's
-    temperature: float  # K, the largest; 0 of a relaxation
-    pressure: float  # eV/Å^3, the largest of the last structure; 0 where it was not measured
+    volume: float  # relative to that of the curve
+    temperature: float  # K; 0 of a relaxation
+    pressure: float  # eV/Å^3, of the last structure
 
 
 def trials(hunted: Hunted, number: int) -> list[Trial]:
     """Those of a round."""
-    random = max(RANDOM, len(VOLUMES) * len(hunted.compositions()))
+    random = max(RANDOM, len(VOLUMES) * len(hunted.compositions))
     counts = {"random": random, "compressed": COMPRESSED, "dynamics": DYNAMICS}
-    return [Trial(kind, number, n) for kind, count in counts.items() for n in range(count)]
+    # The long ones first.
+    return [Trial(kind, number, n) for kind, count in reversed(counts.items()) for n in range(count)]
 
 
-def hunt(hunted: Hunted, of: Sequence[Trial], calculator: Any, workers: int) -> list[Outcome]:
-    """The outcomes of the trials with an ASE calculator (energies relative to E0)."""
-    return list(pool.parallel_map(partial(run, hunted=hunted, calculator=calculator), of, workers))
+def hunt(hunted: Hunted, number: int, calculator: Any, workers: int, deadline: float = math.inf) -> list[Outcome]:
+    """The outcomes of a round with an ASE calculator (energies relative to E0); of fewer trials if the deadline (of
+    time.monotonic) comes first.
+    """
+    outcomes = []
+    for outcome in pool.parallel_map(partial(run, hunted=hunted, calculator=calculator), trials(hunted, number), workers):
+        outcomes.append(outcome)
+        if time.monotonic() > deadline:
+            break
+    return [outcome for outcome in outcomes if outcome is not None]
 
 
-def run(trial: Trial, hunted: Hunted, calculator: Any) -> Outcome:
-    """One trial."""
-    kinds = ("random", "compressed", "dynamics")
-    rng = np.random.default_rng((hunted.seed, kinds.index(trial.kind), trial.round, trial.number))
+def run(trial: Trial, hunted: Hunted, calculator: Any) -> Outcome | None:
+    """One trial; nothing if its atoms do not fit into its cell."""
+    rng = np.random.default_rng((hunted.seed, KINDS.index(trial.kind), trial.round, trial.number))
     atoms = {"random": _random, "compressed": _compressed, "dynamics": _melt}[trial.kind](hunted, trial, rng)
     if atoms is None:
-        return Outcome(-np.inf, [], (1.0, 1.0), 0.0, 0.0)
-    atoms.calc = calculator
-    temperature = 0.0
+        return None
+    atoms.calc, temperature = calculator, 0.0
     if trial.kind == "dynamics":
         temperature = float(rng.uniform(*TEMPERATURES))
         path = _dynamics(atoms, temperature, rng)
     else:
         path = _relaxation(atoms)
-    curve = hunted.ground.curve(list(atoms.symbols))
+    curve, volume = hunted.curve(atoms), float(atoms.cell.volume) / len(atoms)
     depths, frames = list[float](), list[Frame]()
-    volume = float(atoms.cell.volume) / len(atoms)
     for step in path:
         depth = curve.energy + HALF * curve.above(volume) - MARGIN - step.energy / len(atoms)
         # The first one in the hole, and then each that is twice as deep.
@@ -139,43 +162,35 @@ def run(trial: Trial, hunted: Hunted, calculator: Any) -> Outcome:
         depths.append(depth)
         if not depth < DEEP:
             break
-    there = volume / curve.volume
-    return Outcome(max(depths), frames[:KEPT], (there, there), temperature, _pressure(atoms))
-
-
-def floor(hunted: Hunted, atoms: Atoms) -> float:
-    """The energy (eV, relative to E0) that a structure of its composition should have at its volume at least: the curve's."""
-    curve = hunted.ground.curve(list(atoms.symbols))
-    return len(atoms) * (curve.energy + curve.above(float(atoms.cell.volume) / len(atoms)))
+    return Outcome(trial, max(depths), frames[:KEPT], volume / curve.volume, temperature, _pressure(atoms))
 
 
 def _random(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms | None:
-    compositions = hunted.compositions()
-    number, which = divmod(trial.number, len(compositions))
-    symbols = compositions[which]
-    volume = hunted.ground.curve(symbols).volume * VOLUMES[number % len(VOLUMES)] * len(symbols)
-    return random_cell(symbols, volume, hunted.closest(), rng)
-
-
-def _compressed(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms:
-    if trial.number % 2 or not hunted.structures:
-        atoms = hunted.ground.structures[trial.number // 2 % len(hunted.ground.structures)]
-    else:
-        atoms = hunted.structures[int(rng.integers(len(hunted.structures)))]
-    volume = hunted.ground.curve(list(atoms.symbols)).volume * rng.uniform(SMALLEST, LARGEST)
-    deformation = np.eye(3) + rng.uniform(-STRAIN, STRAIN, (3, 3))
-    scale = np.cbrt(volume * len(atoms) / (atoms.cell.volume * np.linalg.det(deformation)))
-    atoms = strained(atoms, deformation * scale)
-    atoms.positions += rng.normal(0.0, SHAKE * scale * min(hunted.shortest.values()), (len(atoms), 3))
-    pushed_apart(atoms, hunted.closest())  # as far as they can be
-    return atoms
+    number, which = divmod(trial.number, len(hunted.compositions))
+    return _cell(hunted, hunted.compositions[which], VOLUMES[number % len(VOLUMES)], rng)
 
 
 def _melt(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms | None:
-    compositions = hunted.compositions()
-    symbols = 2 * compositions[trial.number % len(compositions)]
-    volume = hunted.ground.curve(symbols).volume * rng.uniform(SMALLEST, LARGEST) * len(symbols)
-    return random_cell(symbols, volume, hunted.closest(), rng)
+    symbols = 2 * hunted.compositions[trial.number % len(hunted.compositions)]
+    return _cell(hunted, symbols, float(rng.uniform(SMALLEST, LARGEST)), rng)
+
+
+def _cell(hunted: Hunted, symbols: list[str], volume: float, rng: np.random.Generator) -> Atoms | None:
+    curve = hunted.ground.curve(symbols)
+    assert curve is not None
+    return random_cell(symbols, volume * curve.volume * len(symbols), hunted.closest, rng)
+
+
+def _compressed(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms:
+    several = hunted.structures if trial.number % 2 == 0 and hunted.structures else hunted.ground.structures
+    atoms = several[int(rng.integers(len(several)))]
+    volume = hunted.curve(atoms).volume * rng.uniform(SMALLEST, LARGEST)
+    deformation = np.eye(3) + rng.uniform(-STRAIN, STRAIN, (3, 3))
+    scale = np.cbrt(volume * len(atoms) / abs(atoms.cell.volume * np.linalg.det(deformation)))
+    atoms = strained(atoms, deformation * scale)
+    atoms.positions += rng.normal(0.0, SHAKE * scale * min(hunted.shortest.values()), (len(atoms), 3))
+    pushed_apart(atoms, hunted.closest)  # as far as they can be
+    return atoms
 
 
 def _relaxation(atoms: Atoms) -> Iterator[Frame]:
