@@ -42,6 +42,11 @@ class Curve:
         strain = max((self.volume / volume) ** (2 / 3) - 1, 0.0)
         return float(9 / 8 * self.volume * self.modulus * strain**2)
 
+    def pressure(self, volume: float) -> float:
+        """-∂E/∂V at a volume below that of the lowest energy, eV/Å^3."""
+        ratio = self.volume / volume
+        return float(3 / 2 * self.modulus * (ratio ** (7 / 3) - ratio ** (5 / 3)))
+
 
 @dataclass(frozen=True)
 class Ground:

@@ -3,6 +3,7 @@
 A structure is in a hole if its energy is lower than half of what the curve of its composition (`ground.py`) asks for at its
 volume, by more than MARGIN: at the volume of the data and above, lower than the lowest energy of the data. Trials are
 
+- `volumes`: the structures of the lowest energy at smaller volumes;
 - `random`: eight atoms anywhere in a cell (`cells.py`), relaxed in it;
 - `compressed`: a structure of the data or one of the lowest energy, strained, shaken and at a smaller volume, relaxed in it;
 - `dynamics`: atoms anywhere in a larger cell, at some volume and some thousand K.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
@@ -23,17 +24,19 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import FIRE
 
 from mlip_pace.probe.cells import pushed_apart, random_cell
 from mlip_pace.probe.ground import Curve, Ground, strained
 from mlip_pace.run import pool
 
-KINDS = ("random", "compressed", "dynamics")
+KINDS = ("random", "compressed", "dynamics", "volumes")
 MARGIN = 0.1  # eV/atom
 HALF = 0.5  # of the curve
 CLOSE = 0.9  # of the shortest distance of a pair in the data: as close as atoms are when a trial begins
+LOWEST = 8  # structures of lowest energy in a round
+COMPRESSED_TO = tuple(round(0.35 + 0.05 * n, 2) for n in range(13))  # volumes of them, relative to the curve's
 VOLUMES = (0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0)  # of that of the curve
 SMALLEST, LARGEST = 0.35, 1.05  # the same, of what is compressed
 IN_CELL, IN_DYNAMICS, MOST_ATOMS = (
@@ -117,13 +120,13 @@ class Outcome:
     frames: list[Frame]
     volume: float  # relative to that of the curve
     temperature: float  # K; 0 of a relaxation
-    pressure: float  # eV/Å^3, of the last structure
 
 
 def trials(hunted: Hunted, number: int) -> list[Trial]:
     """Those of a round."""
     random = max(RANDOM, len(VOLUMES) * len(hunted.compositions))
-    counts = {"random": random, "compressed": COMPRESSED, "dynamics": DYNAMICS}
+    volumes = len(COMPRESSED_TO) * min(LOWEST, len(hunted.ground.structures))
+    counts = {"random": random, "compressed": COMPRESSED, "dynamics": DYNAMICS, "volumes": volumes}
     # The long ones first.
     return [Trial(kind, number, n) for kind, count in reversed(counts.items()) for n in range(count)]
 
@@ -143,13 +146,17 @@ def hunt(hunted: Hunted, number: int, calculator: Any, workers: int, deadline: f
 def run(trial: Trial, hunted: Hunted, calculator: Any) -> Outcome | None:
     """One trial; nothing if its atoms do not fit into its cell."""
     rng = np.random.default_rng((hunted.seed, KINDS.index(trial.kind), trial.round, trial.number))
-    atoms = {"random": _random, "compressed": _compressed, "dynamics": _melt}[trial.kind](hunted, trial, rng)
+    make = {"random": _random, "compressed": _compressed, "dynamics": _melt, "volumes": _smaller}[trial.kind]
+    atoms = make(hunted, trial, rng)
     if atoms is None:
         return None
     atoms.calc, temperature = calculator, 0.0
+    path: Iterable[Frame]
     if trial.kind == "dynamics":
         temperature = float(rng.uniform(*TEMPERATURES))
         path = _dynamics(atoms, temperature, rng)
+    elif trial.kind == "volumes":
+        path = [_frame(atoms)]
     else:
         path = _relaxation(atoms)
     curve, volume = hunted.curve(atoms), float(atoms.cell.volume) / len(atoms)
@@ -162,7 +169,7 @@ def run(trial: Trial, hunted: Hunted, calculator: Any) -> Outcome | None:
         depths.append(depth)
         if not depth < DEEP:
             break
-    return Outcome(trial, max(depths), frames[:KEPT], volume / curve.volume, temperature, _pressure(atoms))
+    return Outcome(trial, max(depths), frames[:KEPT], volume / curve.volume, temperature)
 
 
 def _random(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms | None:
@@ -173,6 +180,13 @@ def _random(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms | N
 def _melt(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms | None:
     symbols = 2 * hunted.compositions[trial.number % len(hunted.compositions)]
     return _cell(hunted, symbols, float(rng.uniform(SMALLEST, LARGEST)), rng)
+
+
+def _smaller(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms:
+    which, volume = divmod(trial.number, len(COMPRESSED_TO))
+    number = (which + LOWEST * trial.round) % len(hunted.ground.structures)
+    atoms, curve = hunted.ground.structures[number], hunted.ground.curves[number]
+    return strained(atoms, np.eye(3) * np.cbrt(COMPRESSED_TO[volume] * curve.volume * len(atoms) / atoms.cell.volume))
 
 
 def _cell(hunted: Hunted, symbols: list[str], volume: float, rng: np.random.Generator) -> Atoms | None:
@@ -201,7 +215,7 @@ def _relaxation(atoms: Atoms) -> Iterator[Frame]:
 
 
 def _dynamics(atoms: Atoms, temperature: float, rng: np.random.Generator) -> Iterator[Frame]:
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+    thermalize_momenta(atoms, temperature_K=temperature, rng=rng)
     moved = Langevin(atoms, TIMESTEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, rng=rng, fixcm=False)
     yield _frame(atoms)
     for _ in range(STEPS // EVERY):
@@ -212,7 +226,3 @@ def _dynamics(atoms: Atoms, temperature: float, rng: np.random.Generator) -> Ite
 def _frame(atoms: Atoms) -> Frame:
     copied = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     return Frame(copied, float(atoms.get_potential_energy()))
-
-
-def _pressure(atoms: Atoms) -> float:
-    return -float(np.mean(atoms.get_stress()[:3]))

@@ -1,11 +1,10 @@
 """Holes are closed: what the hunt (`probe/hunt.py`) finds goes into the least squares, until nothing is found.
 
-The data say nothing of structures far from them, so that a fit may have any energy there. Rows are added to the normal
-equations of the data, which need not be accumulated again: first those of the structures of lowest energy, compressed, then
-those of the structures in holes. Each says that its energy per atom is at least that of the curve of its composition
-(`probe/ground.py`), with σ = 0.3 eV/atom, and counts only as long as it is not; which count is found by solving again until
-they stay the same. (Rows that pull from both sides cost more: Al-Mg, 300 functions, test MAE 9.6 instead of 8.4 meV/atom, 8.2
-without any.)
+The data say nothing of structures far from them, so that a fit may have any energy there. Structures in holes become rows that
+are added to the normal equations of the data, which need not be accumulated again. Each says that its energy per atom is at
+least that of the curve of its composition (`probe/ground.py`), with σ = 0.3 eV/atom. It counts only as long as it is not: which
+rows count is found by solving again until they stay the same. (Rows that pull from both sides cost more: compressed crystals
+with energies of the curve, Al-Mg, 300 functions, test MAE 9.6 instead of 8.4 meV/atom, 8.2 without any.)
 
 A row counts for its σ as a row of the data does for the noise of the fit, which is the loss over the number of its rows:
 (noise/σ)^2. λ stays that of the data. If the loss of the data rises by more than COST, all rows count for less.
@@ -48,7 +47,6 @@ from mlip_pace.settings import ProbeSettings
 from mlip_pace.train.linear import Normal, Solution
 
 SIGMA = 0.3  # eV/atom
-COMPRESSED = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # volumes, relative to the lowest energy's
 COST = 0.02  # relative rise of the loss of the data, 1 % of the errors
 WEAKER, WEAKEST = 0.5, 1e-3  # factors of the weights
 SOLVES = 30  # at most, until the bounds that count stay the same
@@ -81,7 +79,7 @@ class Held:
     loss_rise: float = 0.0  # of the data, relative
     volumes: tuple[float, float] | None = None  # smallest and largest in the last round without a hole, of the lowest energy's
     temperature: float | None = None  # K, the largest there
-    pressure: float | None = None  # GPa, the largest there
+    pressure: float | None = None  # GPa, that of the curves at the smallest volume; of several the smallest
     curves: dict[str, dict[str, float]] = field(default_factory=dict)  # by composition; eV/atom, Å^3/atom, GPa
 
     @property
@@ -189,19 +187,17 @@ def look(potential: Path, search: Search) -> Held:
     outcomes = hunt.hunt(hunted, 0, calculator, search.compute.threads, deadline)
     this = _round(outcomes, time.monotonic() - begin)
     ended = ROUNDS if sum(this.holes.values()) else NOTHING
-    return Held(ended, [this], sum(this.holes.values()), curves=_curves(hunted), **_range(outcomes))
+    return Held(ended, [this], sum(this.holes.values()), curves=_curves(hunted), **_range(hunted, outcomes))
 
 
 def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, Held]:
     """The coefficients (functions,) of the least squares with what closes the holes that are found, and what was found."""
     c, deadline = data.solution.coefficients, search.deadline()
-    calculator = _calculator(folder, on, c, search.reference)
-    hunted = search.hunted(calculator)
+    hunted = search.hunted(_calculator(folder, on, c, search.reference))
     if not hunted.ground.structures:
         return c, Held(NO_BULK)
     make = partial(_rows, hunted, expansion=basis.expansion(on), workers=search.compute.threads)
-    added = make(_compressed(hunted, calculator), c)
-    c = data.with_rows(added, c)
+    added = Rows(np.empty((0, len(c))), np.empty(0), np.empty(0))
     rounds, outcomes, ended = list[Round](), list[Outcome](), ROUNDS
     for number in range(search.settings.rounds):
         begin = time.monotonic()
@@ -220,23 +216,13 @@ def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, He
             break
     left = sum(rounds[-1].holes.values()) if rounds else 0
     rise = data.loss(c) / data.solution.loss - 1
-    held = Held(ended, rounds, left, True, len(added.bounds), rise, curves=_curves(hunted), **_range(outcomes))
+    held = Held(ended, rounds, left, True, len(added.bounds), rise, curves=_curves(hunted), **_range(hunted, outcomes))
     return c, held
 
 
 def _calculator(folder: Path, on: Basis, c: Array, reference: Reference) -> PotentialCalculator:
     write_linear(folder / "held.yaml", on, c)
     return PotentialCalculator(folder / "held.yaml", reference)
-
-
-def _compressed(hunted: Hunted, calculator: PotentialCalculator) -> list[Frame]:
-    """The structures of lowest energy at smaller volumes."""
-    found = []
-    for atoms, curve in zip(hunted.ground.structures, hunted.ground.curves, strict=True):
-        for volume in COMPRESSED:
-            smaller = ground.strained(atoms, np.eye(3) * np.cbrt(volume * curve.volume * len(atoms) / atoms.cell.volume))
-            found.append(Frame(smaller, calculator.predict(smaller)[0]))
-    return found
 
 
 def _rows(hunted: Hunted, frames: Sequence[Frame], c: Array, expansion: Expansion, workers: int) -> Rows:
@@ -261,7 +247,7 @@ def _round(outcomes: Sequence[Outcome], seconds: float) -> Round:
     return Round(dict(count), dict(Counter(hole.trial.kind for hole in holes)), deepest, round(seconds, 3))
 
 
-def _range(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _range(hunted: Hunted, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Where no hole was found: the volumes above those of all holes, and what there was there."""
     first = max((outcome.volume for outcome in outcomes if outcome.frames), default=0.0)
     fine = [outcome for outcome in outcomes if outcome.volume > first]
@@ -271,7 +257,7 @@ def _range(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "volumes": (round(min(volumes), 3), round(max(volumes), 3)),
         "temperature": round(max(outcome.temperature for outcome in fine)),
-        "pressure": round(max(outcome.pressure for outcome in fine) / GPa, 1),
+        "pressure": round(min(curve.pressure(min(volumes) * curve.volume) for curve in hunted.ground.curves) / GPa, 1),
     }
 
 
