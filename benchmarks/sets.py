@@ -107,7 +107,8 @@ def cutoffs(folder, names):
         known, unseen = (target[target[dataset.SPLIT] == split] for split in ("train", "test"))
         for cutoff in CUTOFFS:
             on = basis.section(BasisSettings(cutoff=cutoff), about.elements, shortest)
-            fitted, held = crossvalidation.validate(linear.labelled(known), known[dataset.GROUP].tolist(), on, 0.01, 2)
+            found = crossvalidation.validate(linear.labelled(known), known[dataset.GROUP].tolist(), on, 0.01, 2)
+            fitted, held = found.solution, found.held_out
             labelled = linear.labelled(unseen)
             energy, forces = [], []
             rows = basis.expansion(on).rows(one.atoms for one in labelled)

@@ -51,7 +51,7 @@ T = TypeVar("T")
 SEARCH_SHARE = 0.25  # of the time limit, that the search for the basis may take
 
 # The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 2, 1, 1, 2, 2, 2
+COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 2, 1, 1, 2, 3, 2
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -107,7 +107,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         chosen = selection.chosen_in(stages.select.folder)
         trained = stage(stages.train, Trained, lambda folder: fit.fit(folder, fit.Task(
             _frame(stages.subtract, "target"), chosen, settings.selection.max_structures is not None, built,
-            subtracted.reference, shortest, collected.e0),
+            subtracted.reference, shortest, collected.e0, settings.probe),
             settings.training, inputs.override, compute))  # fmt: skip
         telling.say_trained(journal, trained)
 
@@ -244,7 +244,8 @@ class Inputs:
     def stages(self) -> Stages:
         """What each stage depends on: its own settings, its files, the stages before it."""
         settings, work = self.settings, self.settings.output.path / "work"
-        group = {name: getattr(settings, name).model_dump(mode="json") for name in ("data", "reference", "basis", "training")}
+        groups = ("data", "reference", "basis", "training", "probe")
+        group = {name: getattr(settings, name).model_dump(mode="json") for name in groups}
         for name in ("path", "test_path"):
             del group["data"][name]  # the files count, not where they are
         common = {
@@ -265,7 +266,8 @@ class Inputs:
         found = plan(work, "3-basis", BASIS, of_search, subtract)
         of_choice, refined = settings.selection.model_dump(mode="json"), int(settings.training.max_epochs > 0)
         select = plan(work, "4-select", SELECT, of_choice, found, reach=refined)
-        train = plan(work, "5-train", TRAIN, {**training, "override": override}, select, reach=settings.training.max_epochs)
+        of_fit = {**training, "override": override, "probe": group["probe"]}
+        train = plan(work, "5-train", TRAIN, of_fit, select, reach=settings.training.max_epochs)
         score = plan(work, "6-evaluate", EVALUATE, settings.evaluate.model_dump(mode="json"), train)
         return Stages(collect, subtract, found, select, train, score)
 

@@ -221,6 +221,15 @@ class TrainingSettings(Group):
         return epochs
 
 
+class ProbeSettings(Group):
+    """The search for holes: structures unlike the data whose energies cannot be."""
+
+    rounds: int = setting(
+        8, "of the search for holes after the fit, at most, each followed by a solve that closes them; 0: none", ge=0
+    )
+    share: float = setting(0.2, "of the time of the fit, that the search may take; a minute in any case", gt=0, le=1)
+
+
 class EvaluateSettings(Group):
     max_energy_rmse: Positive | None = setting(None, "quality gate on the test set (exit code 81)", "eV/atom")
     max_forces_rmse: Positive | None = setting(None, "quality gate on the test set (exit code 81)", "eV/Å")
@@ -255,6 +264,7 @@ class Settings(BaseModel):
     basis: BasisSettings = Field(default_factory=BasisSettings)
     selection: SelectionSettings = Field(default_factory=SelectionSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
+    probe: ProbeSettings = Field(default_factory=ProbeSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)
     run: RunSettings = Field(default_factory=RunSettings)
@@ -290,6 +300,7 @@ GROUPS: dict[str, type[Group]] = {
     "basis": BasisSettings,
     "selection": SelectionSettings,
     "training": TrainingSettings,
+    "probe": ProbeSettings,
     "evaluate": EvaluateSettings,
     "output": OutputSettings,
     "run": RunSettings,

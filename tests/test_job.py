@@ -75,6 +75,20 @@ def test_the_sidecar_says_how_it_was_made(sidecar):
         assert metadata[name]
 
 
+def test_the_sidecar_says_which_holes_were_looked_for(sidecar, demo):
+    """Of pacemaker's fit they are told, of the least squares closed."""
+    bfgs, least_squares = (found.metadata["probe"] for found in (sidecar, Potential.load(demo / "potential.json")))
+    assert (bfgs["closed"], least_squares["closed"]) == (False, True)
+    for probe in (bfgs, least_squares):
+        assert len(probe["rounds"]) == 1
+        assert set(probe["rounds"][0]["trials"]) == {"random", "compressed", "dynamics", "volumes"}
+        assert probe["left"] == sum(probe["rounds"][0]["holes"].values())
+        assert probe["curves"]["Al"]["volume"] == pytest.approx(16.5, abs=0.3)
+    assert "probe" not in sidecar.metadata["training"]
+    warned = [warning for warning in sidecar.metadata["warnings"] if "search for holes" in warning]
+    assert len(warned) == (bfgs["left"] > 0)
+
+
 def test_the_published_errors_are_those_of_the_published_files(trained, sidecar):
     frames = read(DATA, ":")
     tested = sidecar.metadata["errors"]["test"]

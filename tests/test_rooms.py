@@ -12,6 +12,7 @@ FLOORS = [
     {"reference"},
     {"ace"},
     {"selection"},
+    {"probe"},
     {"train"},
     {"publish"},
     {"report"},

@@ -33,6 +33,8 @@ _EMBEDDINGS = {
     "finnis-sinclair": {"npot": "FinnisSinclairShiftedScaled", "fs_parameters": [1, 1, 1, 0.5], "ndensity": 2},
 }
 
+FADE = 0.2  # Å; over which ACE fades out below the shortest distance of a pair
+
 
 @dataclass(frozen=True)
 class Section:
@@ -94,7 +96,7 @@ def section(settings: BasisSettings, elements: list[str], shortest: dict[str, fl
         "dcut": 0.01,
         "NameOfCutoffFunction": "cos",
         "core-repulsion": [0.0, 1.0],
-        "delta_in": 0.2,
+        "delta_in": FADE,
         "inner_cutoff_type": "distance",
     }
     bonds = {}

@@ -1,15 +1,15 @@
 """What happens below the shortest distance of the data, where ACE knows nothing: ACE fades out, the reference acts alone.
 
-Between r_in (the shortest distance of a pair in the training data) and r_in - delta_in the radial functions of ACE go to
-zero (its inner cutoff, type `distance`). The fade is chosen after the fit, pair by pair, so that the dimer curve of
-ACE + reference rises monotonically from r_in down to 0.3 Å; no training structure has a distance in that range, so nothing
-that was fitted changes. Where no fade alone does it, ACE's core repulsion P exp(-r^2)/r is switched on with the fade, as
-weak as possible. Distances in Å, energies in eV.
+Between r_in (the shortest distance of a pair in the training data) and r_in - FADE the radial functions of ACE go to zero (its
+inner cutoff, type `distance`). The basis is built so, and fitted so: a fade that is widened after the fit lets ACE act where
+nothing has bounded it, and makes holes deeper. Where the dimer curve of ACE + reference does not rise from r_in all the way
+down to 0.3 Å, ACE's core repulsion P exp(-r^2)/r is switched on with the fade, as weak as possible. It is chosen after the
+fit, pair by pair: no training structure has a distance in that range, so nothing that was fitted changes, and being a repulsion
+it can only raise energies. Distances in Å, energies in eV.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations_with_replacement
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from mlip_pace.ace.basis import FADE
 from mlip_pace.ace.evaluators import pair_energies
 from mlip_pace.arrays import Array
 from mlip_pace.reference import Reference, pair_name
 
 CLOSEST, STEP = 0.3, 0.01  # Å; the dimer curves are looked at from r_in down to CLOSEST
-FADES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # Å, in order of preference
 STRONGEST = 1e5  # eV Å; a stronger core would only hide that something else is wrong
 
 
@@ -54,17 +54,23 @@ class Core:
 
 
 def settle(potential: Path, reference: Reference, shortest: dict[str, float]) -> dict[str, Core]:
-    """Choose fade and core of every pair, by pair name, and write them into the B-basis file `potential`."""
+    """Choose the core repulsion of every pair, by pair name, and write it into the B-basis file `potential`.
+
+    A basis from a file that has no inner cutoff gets that of ours, at the `shortest` distances (Å) of the data.
+    """
     from pyace.basis import BBasisConfiguration
 
     settled, configuration = {}, BBasisConfiguration(str(potential))
     for pair, nearest in shortest.items():
         first, second = pair.split("-")
-        r_in = _inner_radius(configuration, first, second) or nearest
+        r_in, fade = _inner_cutoff(configuration, first, second)
+        r_in, fade = (r_in, fade) if r_in else (nearest, FADE)
         r = distances_below(r_in)
-        curve = partial(_curve, configuration, reference, (first, second), r_in, r)
-        fade, strength = _fade_and_core(curve, [fade for fade in FADES if r_in - fade >= CLOSEST])
-        settled[pair] = Core(r_in, fade, strength, rises(curve(fade, strength)))
+        curve = partial(_curve, configuration, reference, (first, second), r_in, fade, r)
+        plain = curve(0.0)
+        strength = 0.0 if rises(plain) else _weakest(plain, curve(1.0) - plain)
+        strength = strength if strength <= STRONGEST else 0.0
+        settled[pair] = Core(r_in, fade, strength, rises(curve(strength)))
     part = potential.with_name(f".{potential.stem}.part.yaml")
     configuration.save(str(part))
     part.replace(potential)
@@ -72,23 +78,13 @@ def settle(potential: Path, reference: Reference, shortest: dict[str, float]) ->
 
 
 def _curve(
-    configuration: Any, reference: Reference, pair: tuple[str, str], r_in: float, r: Array, fade: float, strength: float
+    configuration: Any, reference: Reference, pair: tuple[str, str], r_in: float, fade: float, r: Array, strength: float
 ) -> Array:  # fmt: skip
-    """Energies of ACE + reference at the distances r, with this fade and core."""
-    _set(configuration, *pair, r_in, fade, strength)
+    """Energies of ACE + reference at the distances r, with this core."""
+    for block in _blocks(configuration, *pair):
+        block.r_in, block.delta_in, block.inner_cutoff_type = r_in, fade, "distance"
+        block.core_rep_parameters = [strength, 1.0]
     return pair_energies(configuration, *pair, r) + reference.pair(*pair, r)[0]
-
-
-def _fade_and_core(curve: Callable[[float, float], Array], fades: Sequence[float]) -> tuple[float, float]:
-    """The first fade with which the curve rises, without a core; or else fade and strength of the weakest core that does it."""
-    plain: dict[float, Array] = {}
-    for fade in fades:
-        plain[fade] = curve(fade, 0.0)
-        if rises(plain[fade]):
-            return fade, 0.0
-    cores = [(_weakest(energies, curve(fade, 1.0) - energies), fade) for fade, energies in plain.items()]
-    strength, fade = min(cores, default=(np.inf, FADES[0]))
-    return fade, strength if strength <= STRONGEST else 0.0
 
 
 def _weakest(plain: Array, unit: Array) -> float:
@@ -105,13 +101,6 @@ def _blocks(configuration: Any, first: str, second: str) -> list[Any]:
     return [b for b in configuration.funcspecs_blocks if sorted(b.block_name.split()) == sorted({first, second})]
 
 
-def _inner_radius(configuration: Any, first: str, second: str) -> float:
-    return max((block.r_in for block in _blocks(configuration, first, second)), default=0.0)
-
-
-def _set(configuration: Any, first: str, second: str, r_in: float, fade: float, strength: float) -> None:
-    for block in _blocks(configuration, first, second):
-        block.r_in = r_in
-        block.delta_in = fade
-        block.core_rep_parameters = [strength, 1.0]
-        block.inner_cutoff_type = "distance"
+def _inner_cutoff(configuration: Any, first: str, second: str) -> tuple[float, float]:
+    """r_in and the width of the fade."""
+    return max(((block.r_in, block.delta_in) for block in _blocks(configuration, first, second)), default=(0.0, 0.0))

@@ -16,12 +16,12 @@ import pandas as pd
 from ase import Atoms
 from ase.units import GPa
 
+from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.cost import Cost, md_step
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect import columns
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS
 from mlip_pace.collect.split import TEST
-from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.reference import Reference
 from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers

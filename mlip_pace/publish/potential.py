@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.errors import OutputError, UnsafeError
-from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.reference import Reference, lammps_commands
 from mlip_pace.run.steps import sha256, write_whole
 from mlip_pace.run.templates import templates

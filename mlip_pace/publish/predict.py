@@ -7,6 +7,7 @@ cell. `gamma` is the extrapolation grade of an atom by the active set (Y. Lysogo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
+from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.audit import checked, fully_periodic
@@ -26,7 +28,6 @@ from mlip_pace.collect.files import Unconverged, find_files
 from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.errors import DataError
 from mlip_pace.publish import evaluate
-from mlip_pace.publish.calculator import PotentialCalculator
 from mlip_pace.publish.potential import intact
 from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings

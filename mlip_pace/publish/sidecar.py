@@ -7,7 +7,7 @@ import os
 import platform
 import resource
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mlip_pace import __version__
@@ -63,7 +63,8 @@ def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages
             "tried": [asdict(one) for one in made.searched.tried],
             "structures": made.searched.structures,  # that they were judged by
         },
-        "training": {"settings": settings.training.model_dump(mode="json"), **measured(made.trained)},
+        "training": {"settings": settings.training.model_dump(mode="json"), **measured(replace(made.trained, held=None))},
+        **({"probe": measured(made.trained.held)} if made.trained.held else {}),
         "selection": measured(made.selected),
         "dataset": {
             "files": files,

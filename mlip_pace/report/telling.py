@@ -62,3 +62,13 @@ def say_trained(journal: Journal, trained: Trained) -> None:
     say_warnings(journal, trained.warnings)
     loss = f", loss {trained.loss:.4g}" if trained.loss is not None else ""
     journal.say(f"{trained.iterations} iterations{loss}: {trained.stopped}")
+    if (held := trained.held) is None:
+        return
+    for number, one in enumerate(held.rounds, 1):
+        holes = ", ".join(f"{one.holes.get(kind, 0)} of {count} {kind}" for kind, count in sorted(one.trials.items()))
+        deepest = f", {one.deepest:.3g} eV/atom deep" if one.deepest is not None else ""
+        journal.say(f"search for holes {number}: {holes}{deepest}; {one.seconds:.1f} s")
+    done = (
+        f"{held.rows} structures made up raised the loss by {held.loss_rise:.1%}" if held.closed else "the fit stays as it is"
+    )
+    journal.say(f"{held.ended}; {done}")

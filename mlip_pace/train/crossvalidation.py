@@ -55,6 +55,17 @@ class CrossValidated:
 
 
 @dataclass(frozen=True)
+class Validated:
+    """The least-squares solution of all structures, the normal equations that it solves, and what held-out structures say,
+    if there are two groups.
+    """
+
+    solution: Solution
+    normal: Normal
+    held_out: CrossValidated | None = None
+
+
+@dataclass(frozen=True)
 class _Fold:
     """The structures of a fold, and their normal equations, of energies and of forces (with virials)."""
 
@@ -87,20 +98,21 @@ def best(errors: dict[float, Errors]) -> float:
 
 def validate(
     structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: Workers
-) -> tuple[Solution, CrossValidated | None]:  # fmt: skip
-    """The least-squares solution of all structures, and what held-out ones say of it, if there are two groups."""
+) -> Validated:  # fmt: skip
+    """Fit all structures, and all but some of them."""
     folds, scale = _folds(structures, groups, on, workers), basis.smoothness(on)
     normals = [fold.normal(kappa) for fold in folds]
-    solution = linear.solve(_sum([(1.0, normal) for normal in normals]), scale)
+    normal = _sum([(1.0, normal) for normal in normals])
+    solution = linear.solve(normal, scale)
     if len(folds) < 2:
-        return solution, None
+        return Validated(solution, normal)
     count, curve, numbers = len(folds), [], []
     for share in (*(share for share in SHARES if share < len(folds) - 1), len(folds) - 1):
         left_out = [[(n + step) % count for step in range(count - share)] for n in range(count)]
         curve.append([_without(normals, left, solution.lam, scale) for left in left_out])
         numbers.append(float(share * len(structures) / count))
     errors = _held_out(folds, curve, on, workers)
-    return solution, CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True)))
+    return Validated(solution, normal, CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True))))
 
 
 def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> list[_Fold]:

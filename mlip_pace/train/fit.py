@@ -1,7 +1,8 @@
-"""The stage that trains: least squares, then the refinement or pacemaker, then the core, `.yace` and `.asi`.
+"""The stage that trains: least squares, then the refinement or pacemaker, holes, the core, `.yace`, `.asi`.
 
 The refinement of the radial functions works on the chosen structures. The function coefficients are then fitted once more, to
-all training structures, unless a number of structures was asked for; held-out folds of them say how good that is.
+all training structures, unless a number of structures was asked for; held-out folds of them say how good that is. Holes that
+are then found are closed by the same least squares (`hold.py`); those of pacemaker's optimizers are only told.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from mlip_pace.ace import activeset, core
+from mlip_pace.ace import activeset, basis, core
 from mlip_pace.ace.basis import Basis, BasisFile
 from mlip_pace.ace.files import convert, write_linear
 from mlip_pace.collect.dataset import ATOMS, GROUP, SOURCE, SPLIT, WEIGHT
@@ -25,8 +26,8 @@ from mlip_pace.reference import Reference
 from mlip_pace.run.compute import Compute
 from mlip_pace.run.pool import Workers
 from mlip_pace.run.steps import write_whole
-from mlip_pace.settings import TrainingSettings
-from mlip_pace.train import crossvalidation, linear, radial, weights
+from mlip_pace.settings import ProbeSettings, TrainingSettings
+from mlip_pace.train import crossvalidation, hold, linear, radial, weights
 from mlip_pace.train.crossvalidation import CrossValidated, Errors
 from mlip_pace.train.pacemaker import DONE, Fit, PacemakerRunner
 
@@ -55,6 +56,7 @@ class Task:
     reference: Reference
     shortest: dict[str, float]  # Å, of every pair of elements
     e0: dict[str, float]  # eV
+    probe: ProbeSettings
 
     def train(self) -> pd.DataFrame:
         """The chosen structures, with their weights in the column `weight`."""
@@ -87,6 +89,7 @@ class Trained:
     attempts: list[dict[str, Any]] = field(default_factory=list)  # of pacemaker: PacemakerRunner.records
     pacemaker_seconds: float | None = None
     batch_size: int | None = None  # structures in a batch, of pacemaker
+    held: hold.Held | None = None  # what the search for holes found
     device: str = "cpu"  # that the fit was computed on
     warnings: list[str] = field(default_factory=list)
 
@@ -114,9 +117,10 @@ def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str
     training = training.model_copy(update={"kappa": kappa})
     from_file = isinstance(task.basis, BasisFile)
     start, of_fit = None, dict[str, Any]()
+    search = hold.Search(task.everything(), task.reference, task.shortest, task.probe, training.seed, compute, time.monotonic())
     if starts_linear(training, from_file):
         ours = not needs_pacemaker(training, from_file)
-        fitted, of_fit = _least_squares(folder, task, training, kappa, compute, refined=ours)
+        fitted, of_fit = _least_squares(folder, task, training, kappa, compute, search, refined=ours)
         start = fitted.potential
     if needs_pacemaker(training, from_file):
         runner = PacemakerRunner(folder, task.basis, training, override, compute)
@@ -130,11 +134,13 @@ def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str
     else:
         fitted = replace(fitted, potential=shutil.copyfile(fitted.potential, folder / "potential.yaml"))
     cores = core.settle(fitted.potential, task.reference, task.shortest)
+    if "attempts" in of_fit and task.probe.rounds:
+        of_fit["held"] = hold.look(fitted.potential, search)
     convert(fitted.potential, folder / "potential.yace", task.e0)
     return Trained(
         complete=fitted.complete, iterations=fitted.iterations, stopped=fitted.stopped, kappa=kappa, kappas=kappas,
         threads=compute.threads, core=cores, loss=fitted.loss,
-        warnings=[*of_fit.pop("warnings", []), *_doubts(cores),
+        warnings=[*of_fit.pop("warnings", []), *(of_fit["held"].warnings if "held" in of_fit else []), *_doubts(cores),
                   *_written_active_set(fitted.potential, task.everything(), compute.workers)], **of_fit,
     )  # fmt: skip
 
@@ -151,7 +157,7 @@ def _kappa(
 
 
 def _least_squares(
-    folder: Path, task: Task, training: TrainingSettings, kappa: float, compute: Compute, refined: bool
+    folder: Path, task: Task, training: TrainingSettings, kappa: float, compute: Compute, search: hold.Search, refined: bool
 ) -> tuple[Fit, dict[str, Any]]:  # fmt: skip
     """The fit by least squares: where it is, and what `Trained` says of it. `refined`: its own refinement is to follow.
 
@@ -160,7 +166,7 @@ def _least_squares(
     place = folder / LEAST_SQUARES
     place.mkdir(exist_ok=True)
     if refined and not training.max_epochs:
-        potential, solution, of_fit = _last_solve(place, task, task.basis, training, kappa, compute)
+        potential, solution, of_fit = _last_solve(place, task, task.basis, training, kappa, search)
         of_fit["linear_start"] = {"lambda": solution.lam, "log_evidence": solution.log_evidence}
         return Fit(potential, 0, solution.loss, DONE), of_fit
     train, test = task.train(), task.test()
@@ -182,22 +188,28 @@ def _least_squares(
     fitted = Fit(place / state.potential, state.iteration, state.solution.loss, why, complete)
     of_fit = {"linear_start": {"lambda": state.solution.lam, "log_evidence": state.solution.log_evidence}}
     if refined:
-        potential, _, of_last = _last_solve(place, task, BasisFile(fitted.potential), training, kappa, compute)
+        potential, _, of_last = _last_solve(place, task, BasisFile(fitted.potential), training, kappa, search)
         fitted, of_fit = replace(fitted, potential=potential), of_fit | of_last
     return fitted, of_fit
 
 
 def _last_solve(
-    place: Path, task: Task, on: Basis, training: TrainingSettings, kappa: float, compute: Compute
+    place: Path, task: Task, on: Basis, training: TrainingSettings, kappa: float, search: hold.Search
 ) -> tuple[Path, linear.Solution, dict[str, Any]]:  # fmt: skip
-    """The function coefficients, fitted to everything: the file of the potential, the solution, and what `Trained` says."""
+    """The function coefficients, fitted to everything, holes closed: the file of the potential, the solution of the data alone,
+    and what `Trained` says.
+    """
     everything = task.everything()
     labelled, groups = linear.labelled(everything, training), everything[GROUP].tolist()
-    solution, validated = crossvalidation.validate(labelled, groups, on, kappa, compute.workers)
-    write_linear(place / "last.yaml", on, solution.coefficients)
-    said = weights.warnings(weights.loss_weights(everything, training)) + [AT_FLOOR] * solution.at_floor
-    about = {"cross_validation": validated, "fitted_to": CHOSEN if task.to_chosen else ALL, "warnings": said}
-    return place / "last.yaml", solution, about
+    last = crossvalidation.validate(labelled, groups, on, kappa, search.compute.workers)
+    said = weights.warnings(weights.loss_weights(everything, training)) + [AT_FLOOR] * last.solution.at_floor
+    about = {"cross_validation": last.held_out, "fitted_to": CHOSEN if task.to_chosen else ALL, "warnings": said}
+    coefficients = last.solution.coefficients
+    if task.probe.rounds:
+        data = hold.Data(last.normal, last.solution, basis.smoothness(on))
+        coefficients, about["held"] = hold.hold(place, on, data, search)
+    write_linear(place / "last.yaml", on, coefficients)
+    return place / "last.yaml", last.solution, about
 
 
 def _doubts(cores: dict[str, core.Core]) -> list[str]:

@@ -153,15 +153,15 @@ def _try(
     begin = time.monotonic()
     on = build(*tried)
     labelled = linear.labelled(frame, training)
-    solution, validated = crossvalidation.validate(labelled, frame[GROUP].tolist(), on, kappa, workers)
+    fitted = crossvalidation.validate(labelled, frame[GROUP].tolist(), on, kappa, workers)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         written = Path(name) / "tried.yaml"
-        write_linear(written, on, solution.coefficients)
+        write_linear(written, on, fitted.solution.coefficients)
         convert(written, written.with_suffix(".yace"), {})
         step = cost.md_step(written.with_suffix(".yace"), frame)
     return Tried(
-        *tried, solution.log_evidence, round(time.monotonic() - begin, 3),
-        validated.errors if validated else None, step.md_step_us_per_atom if step else None,
+        *tried, fitted.solution.log_evidence, round(time.monotonic() - begin, 3),
+        fitted.held_out.errors if fitted.held_out else None, step.md_step_us_per_atom if step else None,
     )  # fmt: skip
 
 

@@ -207,6 +207,14 @@ def test_the_table_is_that_of_the_sidecar(page, sidecar):
         assert cells[3] == f"{e['forces_mae']:.4f} / {e['forces_rmse']:.4f}"
 
 
+def test_it_says_which_holes_were_looked_for(page, sidecar):
+    (one,) = sidecar.metadata["probe"]["rounds"]
+    section = re.search(r'<section id="holes".*?</section>', page, re.DOTALL)[0]
+    for kind, count in one["trials"].items():
+        assert f'<td data-label="{kind}">{one["holes"].get(kind, 0)} of {count}</td>' in section
+    assert "this one stays as it is" in section
+
+
 def test_worst_structures_are_named_by_file_and_frame(page, predicted):
     gap = (predicted.energy.map(lambda pair: pair[1] - pair[0])).abs()
     number = predicted.source[gap.idxmax()].split("#")[1]
@@ -267,9 +275,9 @@ def test_no_errors_no_requests_and_a_figure_in_every_section(browser, trained):
     urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
     assert [url for url in urls if not url.startswith(("data:", "chrome:"))] == [(trained / "report.html").as_uri()]
     names = {section.get_attribute("id") for section in browser.find_elements(By.CSS_SELECTOR, "section")}
-    assert names == {"errors", "parity", "where", "learning", "dimers", "volumes", "selection",
+    assert names == {"errors", "parity", "where", "learning", "dimers", "volumes", "holes", "selection",
                      "worst", "audit", "made"}  # fmt: skip
-    for name in names - {"worst", "audit"}:
+    for name in names - {"worst", "audit", "holes"}:
         drawn = browser.find_elements(By.CSS_SELECTOR, f"#{name} figure svg")
         assert drawn, name
         assert all(svg.size["height"] > 80 for svg in drawn)

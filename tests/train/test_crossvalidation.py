@@ -39,17 +39,18 @@ def fitted(rows, structures, kappa, ridge):
 
 def test_errors_are_those_of_structures_that_are_really_left_out(target, on):
     structures, groups, scale = linear.labelled(target), [str(n % 2) for n in range(len(target))], basis.smoothness(on)
-    solution, validated = crossvalidation.validate(structures, groups, on, 0.1, 2)
+    found = crossvalidation.validate(structures, groups, on, 0.1, 2)
+    solution, validated = found.solution, found.held_out
     rows = design_rows(on, [one.atoms for one in structures])
     energy, forces = [], []
     for fold in (0, 1):
         kept = [n for n in range(len(structures)) if n % 2 != fold]
         share = sum(len(structures[n].target) for n in kept) / sum(len(one.target) for one in structures)
         ridge = share * solution.lam / scale**2
-        found = fitted([rows[n] for n in kept], [structures[n] for n in kept], 0.1, ridge)
+        left = fitted([rows[n] for n in kept], [structures[n] for n in kept], 0.1, ridge)
         for n in range(fold, len(structures), 2):
             count = len(structures[n].atoms)
-            gap = rows[n][: 1 + 3 * count] @ found - structures[n].target[: 1 + 3 * count]
+            gap = rows[n][: 1 + 3 * count] @ left - structures[n].target[: 1 + 3 * count]
             energy.append(gap[0] / count)
             forces.append(gap[1:])
     assert validated.folds == 2
@@ -63,12 +64,12 @@ def test_errors_are_those_of_structures_that_are_really_left_out(target, on):
 
 def test_the_number_of_workers_does_not_change_a_bit(target, on):
     one, two = (crossvalidation.validate(linear.labelled(target), target[GROUP].tolist(), on, 0.1, n) for n in (1, 2))
-    assert one[1] == two[1]
-    assert one[0].coefficients.tobytes() == two[0].coefficients.tobytes()
+    assert one.held_out == two.held_out
+    assert one.solution.coefficients.tobytes() == two.solution.coefficients.tobytes()
 
 
 def test_more_structures_help_and_the_learning_curve_shows_it(target, on):
-    _, validated = crossvalidation.validate(linear.labelled(target), target[GROUP].tolist(), on, 0.01, 2)
+    validated = crossvalidation.validate(linear.labelled(target), target[GROUP].tolist(), on, 0.01, 2).held_out
     numbers, errors = zip(*validated.learning_curve, strict=True)
     assert validated.folds == 8
     assert numbers == pytest.approx([len(target) * share / 8 for share in (1, 2, 4, 7)])
@@ -91,12 +92,12 @@ def test_kappa_weighs_energies_against_forces(target, on):
 def test_groups_are_never_divided_and_one_group_alone_is_not_held_out(target, on):
     structures = linear.labelled(target)
     assert crossvalidation.choose_kappa(structures, ["same"] * len(structures), on, 1) == {}
-    solution, validated = crossvalidation.validate(structures, ["same"] * len(structures), on, 0.1, 1)
-    assert validated is None
-    assert np.isfinite(solution.coefficients).all()
+    alone = crossvalidation.validate(structures, ["same"] * len(structures), on, 0.1, 1)
+    assert alone.held_out is None
+    assert np.isfinite(alone.solution.coefficients).all()
     # A copy of each structure in the same group: held out with it, so the errors are those without the copies.
     groups = [str(n) for n in range(len(structures))]
-    _, once = crossvalidation.validate(structures, groups, on, 0.1, 1)
+    once = crossvalidation.validate(structures, groups, on, 0.1, 1).held_out
     half = [replace(one, w_energy=one.w_energy / 2, w_forces=one.w_forces / 2) for one in structures]
-    _, twice = crossvalidation.validate(half + half, groups + groups, on, 0.1, 1)
+    twice = crossvalidation.validate(half + half, groups + groups, on, 0.1, 1).held_out
     assert twice.errors.forces_mae == pytest.approx(once.errors.forces_mae, rel=0.1)  # another lambda

@@ -1,0 +1,267 @@
+"""Holes are closed: what the hunt (`probe/hunt.py`) finds goes into the least squares, until nothing is found.
+
+The data say nothing of structures far from them, so that a fit may have any energy there. Structures in holes become rows that
+are added to the normal equations of the data, which need not be accumulated again. Each says that its energy per atom is at
+least that of the curve of its composition (`probe/ground.py`), with σ = 0.3 eV/atom. It counts only as long as it is not: which
+rows count is found by solving again until they stay the same. (Rows that pull from both sides cost more: compressed crystals
+with energies of the curve, Al-Mg, 300 functions, test MAE 9.6 instead of 8.4 meV/atom, 8.2 without any.)
+
+A row counts for its σ as a row of the data does for the noise of the fit, which is the loss over the number of its rows:
+(noise/σ)^2. λ stays that of the data. If the loss of the data rises by more than COST, all rows count for less.
+
+pacemaker's `pace_augment` makes such structures, too: compressed ones of the data with energies of ZBL or of an equation of
+state, to be put among the data before a fit. It never looks where the fit that comes of it has its holes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ase import Atoms
+from ase.units import GPa
+from scipy.linalg import cho_factor, cho_solve
+from threadpoolctl import threadpool_limits
+
+from mlip_pace.ace import basis
+from mlip_pace.ace.basis import Basis
+from mlip_pace.ace.calculator import PotentialCalculator
+from mlip_pace.ace.expansion import Expansion
+from mlip_pace.ace.files import write_linear
+from mlip_pace.arrays import Array
+from mlip_pace.collect.dataset import ATOMS, composition
+from mlip_pace.probe import ground, hunt
+from mlip_pace.probe.hunt import Frame, Hunted, Outcome
+from mlip_pace.reference import Reference
+from mlip_pace.run import pool
+from mlip_pace.run.compute import Compute
+from mlip_pace.run.pool import Workers
+from mlip_pace.settings import ProbeSettings
+from mlip_pace.train.linear import Normal, Solution
+
+SIGMA = 0.3  # eV/atom
+COST = 0.02  # relative rise of the loss of the data, 1 % of the errors
+WEAKER, WEAKEST = 0.5, 1e-3  # factors of the weights
+SOLVES = 30  # at most, until the bounds that count stay the same
+LOOKED_AT = 500  # structures of the data, that trials begin with
+FRAMES = 8  # that a worker makes rows of at a time
+LEAST = 60.0  # s, that the search may take in any case
+NO_BULK = "no structure of the data is bulk, so that nothing is known of volumes"
+NOTHING, TIME, ROUNDS = "nothing was found", "its share of the time was over", "all rounds were done"
+
+
+@dataclass(frozen=True)
+class Round:
+    """Trials and holes by kind, the depth of the deepest (eV/atom below what may be; none: no hole), seconds."""
+
+    trials: dict[str, int]
+    holes: dict[str, int]
+    deepest: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Held:
+    """What was tried, found and closed, and in which range nothing was found in the end."""
+
+    ended: str
+    rounds: list[Round] = field(default_factory=list)
+    left: int = 0  # holes of the last round: closed, if they could be, but not looked for again
+    closed: bool = False  # whether what was found went into the fit
+    rows: int = 0  # structures made up, with a least energy
+    loss_rise: float = 0.0  # of the data, relative
+    volumes: tuple[float, float] | None = None  # smallest and largest in the last round without a hole, of the lowest energy's
+    temperature: float | None = None  # K, the largest there
+    pressure: float | None = None  # GPa, that of the curves at the smallest volume; of several the smallest
+    curves: dict[str, dict[str, float]] = field(default_factory=dict)  # by composition; eV/atom, Å^3/atom, GPa
+
+    @property
+    def warnings(self) -> list[str]:
+        if not self.left:
+            return []
+        first = f"at volumes below {self.volumes[0]:.2f} of that of the lowest energy" if self.volumes else "at all volumes"
+        done = "they went into the last solve, but were not looked for again" if self.closed else "they stay as they are"
+        return [
+            f"{self.left} trials of the last search for holes found energies that cannot be, {first}; {done}: mind compressed "
+            "and hot structures, or give MLIP_PACE_PROBE_ROUNDS or MLIP_PACE_PROBE_SHARE more"
+        ]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Energies per atom of structures made up: row · c + constant should be at least the bound."""
+
+    rows: Array  # (structures, functions)
+    constants: Array  # (structures,): what is not linear in c, eV/atom
+    bounds: Array
+
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(*(np.concatenate(both) for both in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def counting(self, coefficients: Array) -> Any:
+        """Those that are not kept at these coefficients: (structures,) of truth values."""
+        return self.rows @ coefficients + self.constants < self.bounds
+
+
+@dataclass(frozen=True)
+class Data:
+    """The least squares of the data: their normal equations in all columns, the solution, the scales of the prior."""
+
+    normal: Normal
+    solution: Solution
+    scale: Array
+
+    def loss(self, c: Array) -> float:
+        return self.normal.square + float(c @ (self.normal.matrix @ c - 2 * self.normal.vector))
+
+    def with_rows(self, added: Rows, start: Array) -> Array:
+        """The coefficients with these rows, as strong as COST allows."""
+        noise = self.solution.loss / max(self.normal.rows, 1)
+        strength = 1.0
+        while True:
+            c: Array = self._solve(added, strength * noise / SIGMA**2, start)
+            if self.loss(c) <= (1 + COST) * self.solution.loss or strength < WEAKEST:
+                return c
+            strength *= WEAKER
+
+    @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # one thread gives the same bits
+    def _solve(self, added: Rows, weight: float, start: Array) -> Array:
+        whole = self.normal.matrix + np.diag(self.solution.lam / self.scale**2)
+        c, counting = start, added.counting(start)
+        for _ in range(SOLVES):
+            rows, wanted = added.rows[counting], (added.bounds - added.constants)[counting]
+            c = cho_solve(cho_factor(whole + weight * rows.T @ rows), self.normal.vector + weight * rows.T @ wanted)
+            before, counting = counting, added.counting(c)
+            if (before == counting).all():
+                break
+        return c
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and with what: the structures to train on (columns of `reference.delta`), the reference, the shortest
+    distances (Å) of all pairs, the settings, and the time.monotonic at which the fit began.
+    """
+
+    train: pd.DataFrame
+    reference: Reference
+    shortest: dict[str, float]
+    settings: ProbeSettings
+    seed: int
+    compute: Compute
+    begun: float
+
+    def deadline(self) -> float:
+        """Of time.monotonic: SHARE of all the time that the fit takes, but LEAST seconds in any case; never more than SHARE of
+        what a time limit leaves to the fit.
+        """
+        now, share = time.monotonic(), self.settings.share
+        enough = max(LEAST, (now - self.begun) * share / (1 - share)) if share < 1 else math.inf
+        return min(self.compute.deadline, now + min(enough, share * (self.compute.deadline - self.begun)))
+
+    def hunted(self, calculator: PotentialCalculator) -> Hunted:
+        lowest = ground.ground(self.train, lambda atoms: calculator.predict(atoms)[0])
+        structures = self.train[ATOMS]
+        if len(structures) > LOOKED_AT:
+            structures = structures.sample(LOOKED_AT, random_state=self.seed)
+        known = [
+            a for a in structures if len(a) <= hunt.MOST_ATOMS and ground.is_bulk(a) and set(a.symbols) <= set(lowest.elements)
+        ]
+        return Hunted(lowest, known, self.shortest, self.seed)
+
+
+def look(potential: Path, search: Search) -> Held:
+    """One round of the search for holes of a fitted potential (B-basis file), which stays as it is."""
+    calculator, deadline = PotentialCalculator(potential, search.reference), search.deadline()
+    hunted = search.hunted(calculator)
+    if not hunted.ground.structures:
+        return Held(NO_BULK)
+    begin = time.monotonic()
+    outcomes = hunt.hunt(hunted, 0, calculator, search.compute.workers, deadline)
+    this = _round(outcomes, time.monotonic() - begin)
+    ended = ROUNDS if sum(this.holes.values()) else NOTHING
+    return Held(ended, [this], sum(this.holes.values()), curves=_curves(hunted), **_range(hunted, outcomes))
+
+
+def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, Held]:
+    """The coefficients (functions,) of the least squares with what closes the holes that are found, and what was found."""
+    c, deadline = data.solution.coefficients, search.deadline()
+    hunted = search.hunted(_calculator(folder, on, c, search.reference))
+    if not hunted.ground.structures:
+        return c, Held(NO_BULK)
+    make = partial(_rows, hunted, expansion=basis.expansion(on), workers=search.compute.workers)
+    added = Rows(np.empty((0, len(c))), np.empty(0), np.empty(0))
+    rounds, outcomes, ended = list[Round](), list[Outcome](), ROUNDS
+    for number in range(search.settings.rounds):
+        begin = time.monotonic()
+        if begin + max((one.seconds for one in rounds), default=0.0) > deadline:
+            ended = TIME
+            break
+        calculator = _calculator(folder, on, c, search.reference)
+        outcomes = hunt.hunt(hunted, number, calculator, search.compute.workers, deadline)
+        frames = [frame for outcome in outcomes for frame in outcome.frames]
+        if frames:
+            added += make(frames, c)
+            c = data.with_rows(added, c)
+        rounds.append(_round(outcomes, time.monotonic() - begin))
+        if not frames:
+            ended = NOTHING if time.monotonic() < deadline else TIME
+            break
+    left = sum(rounds[-1].holes.values()) if rounds else 0
+    rise = data.loss(c) / data.solution.loss - 1
+    held = Held(ended, rounds, left, True, len(added.bounds), rise, curves=_curves(hunted), **_range(hunted, outcomes))
+    return c, held
+
+
+def _calculator(folder: Path, on: Basis, c: Array, reference: Reference) -> PotentialCalculator:
+    write_linear(folder / "held.yaml", on, c)
+    return PotentialCalculator(folder / "held.yaml", reference)
+
+
+def _rows(hunted: Hunted, frames: Sequence[Frame], c: Array, expansion: Expansion, workers: Workers) -> Rows:
+    """Rows of structures with the energies that they have at the coefficients c."""
+    chunks = [[frame.atoms for frame in frames[n : n + FRAMES]] for n in range(0, len(frames), FRAMES)]
+    parts = pool.parallel_map(partial(_energies, expansion=expansion), chunks, workers)
+    rows, counts = np.concatenate(list(parts)), np.array([len(frame.atoms) for frame in frames])
+    bounds = np.array([hunted.least(frame.atoms) for frame in frames]) / counts
+    return Rows(rows, np.array([frame.energy for frame in frames]) / counts - rows @ c, bounds)
+
+
+def _energies(structures: Sequence[Atoms], expansion: Expansion) -> Array:
+    """The derivatives of the energies per atom by c: (structures, functions)."""
+    rows = expansion.rows(structures)
+    return np.array([of_c[0] / len(atoms) for atoms, (of_c, _) in zip(structures, rows, strict=True)])
+
+
+def _round(outcomes: Sequence[Outcome], seconds: float) -> Round:
+    holes = [outcome for outcome in outcomes if outcome.frames]
+    count = Counter(outcome.trial.kind for outcome in outcomes)
+    deepest = max((outcome.depth for outcome in holes), default=None)
+    return Round(dict(count), dict(Counter(hole.trial.kind for hole in holes)), deepest, round(seconds, 3))
+
+
+def _range(hunted: Hunted, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Where no hole was found: the volumes above those of all holes, and what there was there."""
+    first = max((outcome.volume for outcome in outcomes if outcome.frames), default=0.0)
+    fine = [outcome for outcome in outcomes if outcome.volume > first]
+    if not fine:
+        return {}
+    volumes = [outcome.volume for outcome in fine]
+    return {
+        "volumes": (round(min(volumes), 3), round(max(volumes), 3)),
+        "temperature": round(max(outcome.temperature for outcome in fine)),
+        "pressure": round(min(curve.pressure(min(volumes) * curve.volume) for curve in hunted.ground.curves) / GPa, 1),
+    }
+
+
+def _curves(hunted: Hunted) -> dict[str, dict[str, float]]:
+    pairs = zip(hunted.ground.structures, hunted.ground.curves, strict=True)
+    return {composition(atoms): {**asdict(curve), "modulus": round(curve.modulus / GPa, 2)} for atoms, curve in pairs}

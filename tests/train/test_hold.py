@@ -1,0 +1,193 @@
+"""Holes: one that is put into a potential is found; those that a fit has are closed, at little cost to the data, and by any
+number of workers in the same way."""
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from conftest import EXAMPLES
+
+from mlip_pace import reference
+from mlip_pace.ace import basis
+from mlip_pace.ace.calculator import PotentialCalculator
+from mlip_pace.ace.files import write_linear
+from mlip_pace.collect import dataset
+from mlip_pace.collect.dataset import ATOMS, GROUP
+from mlip_pace.collect.files import find_files
+from mlip_pace.collect.neighbours import neighbours
+from mlip_pace.probe import ground, hunt
+from mlip_pace.probe.cells import random_cell
+from mlip_pace.run.compute import Compute
+from mlip_pace.settings import BasisSettings, DataSettings, ProbeSettings, ReferenceSettings
+from mlip_pace.train import crossvalidation, hold, linear
+
+KAPPA = 0.01
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_trials():
+    """A search of seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, number in (("RANDOM", 16), ("COMPRESSED", 4), ("DYNAMICS", 2), ("STEPS", 100)):
+            patch.setattr(hunt, name, number)
+        yield
+
+
+@pytest.fixture(scope="module")
+def target():
+    data = DataSettings(path=str(EXAMPLES), test_fraction=0)
+    frames, _ = dataset.assemble(dataset.structures_of(find_files(str(EXAMPLES))), None, dataset.Rules(data))
+    frames = frames[frames[ATOMS].map(lambda atoms: set(atoms.symbols) == {"Al"})]
+    return reference.subtracted_from(frames, ReferenceSettings(), 5.0)
+
+
+@pytest.fixture(scope="module")
+def fitted(target):
+    """A basis, and its least squares: few data for many functions."""
+    frame, subtracted = target
+    on = basis.section(BasisSettings(cutoff=5.0, functions=200), ["Al"], subtracted.shortest)
+    last = crossvalidation.validate(linear.labelled(frame), frame[GROUP].tolist(), on, KAPPA, 2)
+    return on, hold.Data(last.normal, last.solution, basis.smoothness(on))
+
+
+def search(target, rounds=2, workers=2, deadline=math.inf, share=1.0):
+    frame, subtracted = target
+    settings, compute = ProbeSettings(rounds=rounds, share=share), Compute(workers, deadline=deadline)
+    return hold.Search(frame, subtracted.reference, subtracted.shortest, settings, 42, compute, time.monotonic())
+
+
+@pytest.fixture(scope="module")
+def held(target, fitted, tmp_path_factory):
+    on, data = fitted
+    return hold.hold(tmp_path_factory.mktemp("held"), on, data, search(target, rounds=8))
+
+
+def test_random_cells_have_their_volume_and_no_atoms_that_are_too_close():
+    closest = {"Al-Al": 2.2, "Al-Mg": 2.0, "Mg-Mg": 2.4}
+    for seed in range(20):
+        atoms = random_cell(["Al", "Mg"] * 4, 8 * 12.0, closest, np.random.default_rng(seed))
+        assert atoms.cell.volume == pytest.approx(96.0)
+        for i, j, distance in zip(*neighbours("ijd", atoms, 3.0), strict=True):
+            assert distance >= closest["-".join(sorted((atoms.symbols[i], atoms.symbols[j])))]
+    assert random_cell(["Al"] * 8, 8 * 3.0, {"Al-Al": 2.4}, np.random.default_rng(0)) is None  # denser than any packing
+
+
+def test_the_curve_is_birch_murnaghan(target, fitted, tmp_path):
+    frame, subtracted = target
+    on, data = fitted
+    write_linear(tmp_path / "p.yaml", on, data.solution.coefficients)
+    calculator = PotentialCalculator(tmp_path / "p.yaml", subtracted.reference)
+    al = ground.ground(frame, lambda atoms: calculator.predict(atoms)[0]).curve(["Al"])
+    assert al.volume == pytest.approx(16.5, abs=0.3)
+    assert al.modulus * 160.2177 == pytest.approx(78, abs=15)  # GPa, PBE
+    h = 1e-3 * al.volume
+    curvature = (al.above(al.volume - 2 * h) - 2 * al.above(al.volume - h)) / h**2
+    assert al.volume * curvature == pytest.approx(al.modulus, rel=0.02)  # B = V E''
+    slope = (al.above(0.7 * al.volume - h) - al.above(0.7 * al.volume + h)) / (2 * h)
+    assert al.pressure(0.7 * al.volume) == pytest.approx(slope, rel=1e-3)
+    assert al.above(1.2 * al.volume) == 0
+
+
+def test_between_compositions_the_hull_and_a_margin_beyond_them_nothing():
+    crystals = [bulk("Al"), bulk("Mg"), Atoms("AlMg", [(0, 0, 0), (1.6, 1.6, 1.6)], cell=[3.2] * 3, pbc=True)]
+    curves = [ground.Curve(-3.4, 16.0, 0.5), ground.Curve(-1.4, 23.0, 0.2), ground.Curve(-2.5, 19.0, 0.3)]
+    whole = ground.Ground(crystals, curves)
+    assert whole.curve(["Mg", "Al"]) == curves[2]
+    mixed = whole.curve(["Al", "Al", "Al", "Mg"])  # half Al, half AlMg
+    assert mixed.energy == pytest.approx((-3.4 - 2.5) / 2 - ground.UNSEEN)
+    assert (mixed.volume, mixed.modulus) == pytest.approx((17.5, 0.4))
+    part = ground.Ground(crystals[1:], curves[1:])
+    assert part.curve(["Al"]) is None
+    compositions = hunt.Hunted(part, [], {}, 1).compositions
+    assert sorted(map("".join, compositions)) == ["AlAlAlAlMgMgMgMg", "Mg" * 8]
+
+
+def test_a_hole_that_was_put_in_is_found(target, fitted, tmp_path):
+    """A row that no data contain draws the fit to -20 eV/atom at half of the volume of Al."""
+    on, data = fitted
+    squeezed = random_cell(["Al"] * 8, 8 * 8.2, {"Al-Al": 1.7}, np.random.default_rng(3))
+    (row,) = hold._energies([squeezed], basis.expansion(on))
+    normal, weight = data.normal, 1e-6
+    drawn = linear.Normal(normal.columns, weight * np.outer(row, row), -20 * weight * row, 400 * weight, 1)
+    write_linear(tmp_path / "p.yaml", on, linear.solve(normal + drawn, data.scale).coefficients)
+    looked = hold.look(tmp_path / "p.yaml", search(target))
+    assert looked.left == sum(looked.rounds[0].holes.values()) > 10
+    assert looked.rounds[0].deepest > 5
+    assert looked.volumes is None or looked.volumes[0] > 0.45
+    assert not looked.closed
+    assert "stay as they are" in looked.warnings[0]
+
+
+def test_the_holes_of_a_fit_are_closed(target, fitted, held, tmp_path):
+    on, data = fitted
+    c, told = held
+    assert sum(told.rounds[0].holes.values()) > 2
+    assert told.ended == hold.NOTHING
+    assert told.left == 0
+    assert not told.warnings
+    other = replace(search(target), seed=7)  # cells that the search has not seen
+    left = {}
+    for name, coefficients in (("before", data.solution.coefficients), ("after", c)):
+        write_linear(tmp_path / f"{name}.yaml", on, coefficients)
+        left[name] = hold.look(tmp_path / f"{name}.yaml", other).rounds[0].deepest or 0.0
+    assert left["before"] > 5  # eV/atom
+    assert left["after"] < 1
+
+
+def test_what_closes_holes_costs_the_data_little(fitted, held):
+    _, data = fitted
+    c, told = held
+    assert told.rows >= sum(sum(one.holes.values()) for one in told.rounds) > 0
+    assert told.loss_rise == pytest.approx(data.loss(c) / data.solution.loss - 1)
+    assert told.loss_rise <= hold.COST
+    assert data.loss(data.solution.coefficients) == pytest.approx(data.solution.loss, rel=1e-6)
+
+
+def test_where_nothing_was_found_is_told(held):
+    _, told = held
+    assert told.ended == hold.NOTHING
+    assert told.volumes[0] < 0.36
+    assert told.volumes[1] >= 1.0
+    assert told.temperature > 1000
+    assert 200 < told.pressure < 2000  # GPa, of Al at 0.35 of its volume
+    assert set(told.curves) == {"Al"}
+
+
+def test_the_number_of_workers_does_not_change_a_bit(target, fitted, held, tmp_path):
+    on, data = fitted
+    one, told = hold.hold(tmp_path, on, data, search(target, rounds=1, workers=1))
+    two, also = hold.hold(tmp_path, on, data, search(target, rounds=1, workers=2))
+    assert one.tobytes() == two.tobytes()
+    assert replace(told, rounds=[]) == replace(also, rounds=[])
+
+
+def test_the_search_ends_by_its_deadline(target, fitted, tmp_path):
+    on, data = fitted
+    begin = time.monotonic()
+    c, told = hold.hold(tmp_path, on, data, search(target, rounds=50, deadline=begin + 2.0))
+    assert time.monotonic() - begin < 6.0
+    assert told.ended == hold.TIME
+    assert np.isfinite(c).all()
+    limited = replace(
+        search(target), settings=ProbeSettings(share=0.1), begun=begin, compute=Compute(1, deadline=begin + 100.0)
+    )
+    assert limited.deadline() - time.monotonic() <= 10.0 + 1e-3
+
+
+def test_data_without_bulk_are_not_probed(target, fitted, tmp_path):
+    frame, _ = target
+    on, data = fitted
+    molecules = frame.assign(**{ATOMS: [replaced(atoms) for atoms in frame[ATOMS]]})
+    c, told = hold.hold(tmp_path, on, data, replace(search(target), train=molecules))
+    assert told.ended == hold.NO_BULK
+    assert c is data.solution.coefficients
+
+
+def replaced(atoms):
+    alone = atoms.copy()
+    alone.pbc = False
+    return alone
