@@ -203,7 +203,11 @@ def _last_solve(
     labelled, groups = linear.labelled(everything, training), everything[GROUP].tolist()
     last = crossvalidation.validate(labelled, groups, on, kappa, search.compute.workers)
     said = weights.warnings(weights.loss_weights(everything, training)) + [AT_FLOOR] * last.solution.at_floor
-    about = {"cross_validation": last.held_out, "fitted_to": CHOSEN if task.to_chosen else ALL, "warnings": said}
+    about: dict[str, Any] = {
+        "cross_validation": last.held_out,
+        "fitted_to": CHOSEN if task.to_chosen else ALL,
+        "warnings": said,
+    }
     coefficients = last.solution.coefficients
     if task.probe.rounds:
         data = hold.Data(last.normal, last.solution, basis.smoothness(on))
