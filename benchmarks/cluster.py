@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,6 @@ from typing import Any
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as in a job
 
-import cloudpickle
 import numpy as np
 import psutil
 from ase import Atoms
@@ -112,7 +112,7 @@ def measure(elements: int, chunks: int, workers: int) -> dict[str, float]:
     begin = time.process_time()
     linear.solve(normal, basis.smoothness(on))
     found["solve"] = time.process_time() - begin
-    return found | {"bytes of chunks": len(cloudpickle.dumps(given)), "bytes of a sum": len(cloudpickle.dumps(normal))}
+    return found | {"bytes of chunks": len(pickle.dumps(given)), "bytes of a sum": len(pickle.dumps(normal))}
 
 
 def overhead(chunks: int, tasks: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ another try where a worker is slow, and an end with an exit code of its own.
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 import time
 from collections import deque
@@ -149,7 +150,7 @@ class DaskCluster:
             file.unlink(missing_ok=True)
 
     def _call(self, kind: Callable[..., Any], function: str, items: Sequence[Any]) -> Callable[..., Future[Any]]:
-        return partial(self._submit, kind, function, cloudpickle.dumps(list(items)))
+        return partial(self._submit, kind, function, pickle.dumps(list(items), protocol=5))  # cloudpickle takes twice as long
 
     def _submit(self, kind: Callable[..., Any], *arguments: Any, **where: Any) -> Future[Any]:
         key = f"{kind.__name__}-{self.ticket.token}-{next(self.names)}"

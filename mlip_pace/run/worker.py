@@ -90,7 +90,7 @@ def added(ticket: Ticket, one: Any, other: Any) -> Any:
     return one + other
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # several jobs may share a cluster
 def _loaded(function: str) -> Any:
     with open(function, "rb") as file:
         return pickle.load(file)
