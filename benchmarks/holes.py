@@ -7,7 +7,7 @@
 OUT is the output path of a job (`sets.py prepare` writes sets that jobs can be run on). `cells`: 60 random cells of eight atoms
 at each volume, no two atoms closer than 0.9 of the shortest distance in the data, for five seeds (not those of the job's own
 search): how many of the 300 lie more than 0.2 eV/atom below the lowest energy of the data, and the lowest of them relative to
-that (eV/atom); then the same of 8 a seed that are relaxed in their cells. Volumes are relative to that of the structure of
+that (eV/atom); then the same of 4 a seed that are relaxed in their cells. Volumes are relative to that of the structure of
 lowest energy; of several elements the cells have the composition of one of the structures with the lowest energy of their
 composition, in turn. `dynamics`: 216 atoms of the lowest-energy crystal, heated to 4,000 K in half of the time, then pressed to
 50 GPa. `drift`: 216 atoms at 600 K and constant energy.
@@ -36,7 +36,7 @@ from mlip_pace.publish.potential import Potential, load_calculator
 from mlip_pace.run import pool
 
 VOLUMES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-SEEDS, CELLS, RELAXED, ATOMS_IN_CELL = range(1000, 1005), 60, 8, 8
+SEEDS, CELLS, RELAXED, ATOMS_IN_CELL = range(1000, 1005), 60, 4, 8
 BELOW, STEPS = 0.2, 200  # eV/atom; steps of a relaxation
 TEMPERATURE, PRESSURE, STEP = 4000.0, 50.0, 1.0  # K, GPa, fs
 LOST = 3.0  # times the cutoff: an atom that far from all others is lost

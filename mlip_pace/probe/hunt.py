@@ -33,7 +33,7 @@ from mlip_pace.run import pool
 
 KINDS = ("random", "compressed", "dynamics", "volumes")
 MARGIN = 0.1  # eV/atom
-HALF = 0.5  # of the curve
+HALF, ENOUGH = 0.5, 0.6  # of the curve: below the first a structure is in a hole, with the second it is out of it
 CLOSE = 0.9  # of the shortest distance of a pair in the data: as close as atoms are when a trial begins
 LOWEST = 8  # structures of lowest energy in a round
 COMPRESSED_TO = tuple(round(0.35 + 0.05 * n, 2) for n in range(13))  # volumes of them, relative to the curve's
@@ -46,8 +46,8 @@ IN_CELL, IN_DYNAMICS, MOST_ATOMS = (
 )  # atoms: of a random cell, of dynamics at least, of a structure of the data at most
 RANDOM, COMPRESSED, DYNAMICS = 48, 24, 8  # trials of a round; of random cells as many for each volume and composition at least
 STRAIN, SHAKE = 0.1, 0.15  # largest entry of the strain; standard deviation of displacements over the shortest distance
-RELAXATION, LEAST = 480, 10  # steps of a relaxation times atoms; steps at least
-STEPS, EVERY = 200, 10  # of dynamics; between looks at it
+RELAXATION, LEAST = 640, 10  # steps of a relaxation times atoms; steps at least
+STEPS, EVERY = 120, 10  # of dynamics; between looks at it
 TEMPERATURES = (1000.0, 5000.0)  # K
 TIMESTEP, FRICTION = 1.5, 0.02  # fs, 1/fs
 DEEP = 50.0  # eV/atom: deeper there is nothing more to learn
@@ -89,9 +89,9 @@ class Hunted:
         return curve
 
     def least(self, atoms: Atoms) -> float:
-        """The energy (eV, relative to E0) that the curve has for a structure."""
+        """The energy (eV, relative to E0) of a structure that is out of a hole."""
         curve = self.curve(atoms)
-        return len(atoms) * (curve.energy + curve.above(float(atoms.cell.volume) / len(atoms)))
+        return len(atoms) * (curve.energy + ENOUGH * curve.above(float(atoms.cell.volume) / len(atoms)))
 
 
 @dataclass(frozen=True)
