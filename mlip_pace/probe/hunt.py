@@ -30,6 +30,7 @@ from ase.optimize import FIRE
 from mlip_pace.probe.cells import pushed_apart, random_cell
 from mlip_pace.probe.ground import Curve, Ground, strained
 from mlip_pace.run import pool
+from mlip_pace.run.stopping import raise_if_stopped
 
 KINDS = ("random", "compressed", "dynamics", "volumes")
 MARGIN = 0.1  # eV/atom
@@ -138,6 +139,7 @@ def hunt(hunted: Hunted, number: int, calculator: Any, workers: int, deadline: f
     outcomes = []
     for outcome in pool.parallel_map(partial(run, hunted=hunted, calculator=calculator), trials(hunted, number), workers):
         outcomes.append(outcome)
+        raise_if_stopped()
         if time.monotonic() > deadline:
             break
     return [outcome for outcome in outcomes if outcome is not None]

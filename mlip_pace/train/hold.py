@@ -86,6 +86,9 @@ class Held:
 
     @property
     def warnings(self) -> list[str]:
+        """What a user should know who compresses or heats."""
+        if self.ended == TIME and not self.rounds:
+            return ["holes were not looked for, there was no time: mind compressed and hot structures"]
         if not self.left:
             return []
         first = f"at volumes below {self.volumes[0]:.2f} of that of the lowest energy" if self.volumes else "at all volumes"
