@@ -34,7 +34,7 @@ from mlip_pace.run.stopping import raise_if_stopped
 
 KINDS = ("random", "compressed", "dynamics", "volumes")
 MARGIN = 0.1  # eV/atom
-HALF, ENOUGH = 0.5, 0.6  # of the curve: below the first a structure is in a hole, with the second it is out of it
+HALF = 0.5  # of the curve
 CLOSE = 0.9  # of the shortest distance of a pair in the data: as close as atoms are when a trial begins
 LOWEST = 8  # structures of lowest energy in a round
 COMPRESSED_TO = tuple(round(0.35 + 0.05 * n, 2) for n in range(13))  # volumes of them, relative to the curve's
@@ -90,9 +90,9 @@ class Hunted:
         return curve
 
     def least(self, atoms: Atoms) -> float:
-        """The energy (eV, relative to E0) of a structure that is out of a hole."""
+        """The energy (eV, relative to E0) that the curve has for a structure."""
         curve = self.curve(atoms)
-        return len(atoms) * (curve.energy + ENOUGH * curve.above(float(atoms.cell.volume) / len(atoms)))
+        return len(atoms) * (curve.energy + curve.above(float(atoms.cell.volume) / len(atoms)))
 
 
 @dataclass(frozen=True)
