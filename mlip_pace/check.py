@@ -68,6 +68,8 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
         f"end when they gain no more, {seconds['last_solve']:.0f} s for the last solve ({threads} threads; to a "
         "factor of two or so)"
     )
+    if settings.probe.rounds:
+        journal.say(f"then the search for holes, {settings.probe.share:.0%} of the time of the fit or a minute, at most")
     plan = {
         **asdict(collected),
         "reference": subtracted.reference.as_dict(),

@@ -224,9 +224,7 @@ class TrainingSettings(Group):
 class ProbeSettings(Group):
     """The search for holes: structures unlike the data whose energies cannot be."""
 
-    rounds: int = setting(
-        8, "of the search for holes after the fit, at most, each followed by a solve that closes them; 0: none", ge=0
-    )
+    rounds: int = setting(8, "of the search for holes after the fit, at most; until two of them find nothing; 0: none", ge=0)
     share: float = setting(0.2, "of the time of the fit, that the search may take; a minute in any case", gt=0, le=1)
 
 

@@ -31,6 +31,7 @@ from mlip_pace.probe.cells import pushed_apart, random_cell
 from mlip_pace.probe.ground import Curve, Ground, strained
 from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers
+from mlip_pace.run.stopping import raise_if_stopped
 
 KINDS = ("random", "compressed", "dynamics", "volumes")
 MARGIN = 0.1  # eV/atom
@@ -47,8 +48,8 @@ IN_CELL, IN_DYNAMICS, MOST_ATOMS = (
 )  # atoms: of a random cell, of dynamics at least, of a structure of the data at most
 RANDOM, COMPRESSED, DYNAMICS = 48, 24, 8  # trials of a round; of random cells as many for each volume and composition at least
 STRAIN, SHAKE = 0.1, 0.15  # largest entry of the strain; standard deviation of displacements over the shortest distance
-RELAXATION, LEAST = 480, 10  # steps of a relaxation times atoms; steps at least
-STEPS, EVERY = 200, 10  # of dynamics; between looks at it
+RELAXATION, LEAST = 640, 10  # steps of a relaxation times atoms; steps at least
+STEPS, EVERY = 120, 10  # of dynamics; between looks at it
 TEMPERATURES = (1000.0, 5000.0)  # K
 TIMESTEP, FRICTION = 1.5, 0.02  # fs, 1/fs
 DEEP = 50.0  # eV/atom: deeper there is nothing more to learn
@@ -139,6 +140,7 @@ def hunt(hunted: Hunted, number: int, calculator: Any, workers: Workers, deadlin
     outcomes = []
     for outcome in pool.parallel_map(partial(run, hunted=hunted, calculator=calculator), trials(hunted, number), workers):
         outcomes.append(outcome)
+        raise_if_stopped()
         if time.monotonic() > deadline:
             break
     return [outcome for outcome in outcomes if outcome is not None]
