@@ -3,8 +3,8 @@
 The data say nothing of structures far from them, so that a fit may have any energy there. Structures in holes become rows that
 are added to the normal equations of the data, which need not be accumulated again. Each says that its energy per atom is at
 least that of the curve of its composition (`probe/ground.py`), with σ = 0.1 eV/atom and a tenth of what it
-asks for above the lowest energy. It counts only as long as it is not: which rows count is found by solving again until they stay
-the same. (docs/design.md has what else was tried.)
+asks for above the lowest energy. It counts only as long as it is not: which rows count is found by solving again until they
+stay the same. (docs/design.md has what else was tried.)
 
 A row counts for its σ as a row of the data does for the noise of the fit, which is the loss over the number of its rows:
 (noise/σ)^2. λ stays that of the data. If the loss of the data rises by more than COST, all rows count for less.
