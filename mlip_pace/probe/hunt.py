@@ -212,7 +212,7 @@ def _compressed(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms
 def _relaxation(atoms: Atoms) -> Iterator[Frame]:
     """The steps of a relaxation of the places in the cell as it is."""
     steps = max(LEAST, RELAXATION // len(atoms))
-    for _ in LBFGS(atoms, logfile=None, maxstep=0.2).irun(fmax=0.05, steps=steps):
+    for _ in LBFGS(atoms, logfile=None, maxstep=0.2).irun(fmax=0.05, steps=steps):  # type: ignore[arg-type]
         yield _frame(atoms)
 
 
