@@ -166,7 +166,7 @@ def dynamics_of(item):
             heated.run(10)
         else:
             pressure = PRESSURE * (2 * share - 1)
-            pressed.set_pressure(pressure_au=pressure * units.GPa)
+            pressed.pressure = pressure * units.GPa  # its set_pressure() fails in ASE 3.29
             pressed.run(10)
         excess = (atoms.get_potential_energy() - job.free(atoms)) / len(atoms) - low
         lowest, smallest = min(lowest, excess), min(smallest, atoms.cell.volume / start)
