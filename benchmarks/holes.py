@@ -140,7 +140,7 @@ def cells(outs, workers):
 def supercell(crystal, atoms=216):
     """About so many atoms in a cell that is as long in all directions as it can be."""
     lengths, n = crystal.cell.lengths(), np.ones(3, dtype=int)
-    while len(crystal) * np.prod(n + (lengths * n == (lengths * n).min())) <= 1.2 * atoms and len(crystal) * np.prod(n) < atoms:
+    while len(crystal) * np.prod(n) < 0.8 * atoms:
         n[np.argmin(lengths * n)] += 1
     return make_supercell(crystal, np.diag(n))
 
