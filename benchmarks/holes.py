@@ -140,7 +140,7 @@ def cells(outs, workers):
 def supercell(crystal, atoms=216):
     """About so many atoms in a cell that is as long in all directions as it can be."""
     lengths, n = crystal.cell.lengths(), np.ones(3, dtype=int)
-    while len(crystal) * np.prod(n + (lengths * n == (lengths * n).min())) <= 1.2 * atoms and len(crystal) * np.prod(n) < atoms:
+    while len(crystal) * np.prod(n) < 0.8 * atoms:
         n[np.argmin(lengths * n)] += 1
     return make_supercell(crystal, np.diag(n))
 
@@ -166,7 +166,7 @@ def dynamics_of(item):
             heated.run(10)
         else:
             pressure = PRESSURE * (2 * share - 1)
-            pressed.set_pressure(pressure_au=pressure * units.GPa)
+            pressed.pressure = pressure * units.GPa  # its set_pressure() fails in ASE 3.29
             pressed.run(10)
         excess = (atoms.get_potential_energy() - job.free(atoms)) / len(atoms) - low
         lowest, smallest = min(lowest, excess), min(smallest, atoms.cell.volume / start)

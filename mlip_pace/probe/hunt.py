@@ -25,7 +25,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
-from ase.optimize import FIRE
+from ase.optimize import LBFGS
 
 from mlip_pace.probe.cells import pushed_apart, random_cell
 from mlip_pace.probe.ground import Curve, Ground, strained
@@ -213,7 +213,7 @@ def _compressed(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms
 def _relaxation(atoms: Atoms) -> Iterator[Frame]:
     """The steps of a relaxation of the places in the cell as it is."""
     steps = max(LEAST, RELAXATION // len(atoms))
-    for _ in FIRE(atoms, logfile=None, maxstep=0.1).irun(fmax=0.05, steps=steps):
+    for _ in LBFGS(atoms, logfile=None, maxstep=0.2).irun(fmax=0.05, steps=steps):  # type: ignore[arg-type]
         yield _frame(atoms)
 
 

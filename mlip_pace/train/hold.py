@@ -2,8 +2,9 @@
 
 The data say nothing of structures far from them, so that a fit may have any energy there. Structures in holes become rows that
 are added to the normal equations of the data, which need not be accumulated again. Each says that its energy per atom is at
-least that of the curve of its composition (`probe/ground.py`), with σ = 1 eV/atom. It counts only as long as it is not: which
-rows count is found by solving again until they stay the same. (docs/design.md has what else was tried.)
+least that of the curve of its composition (`probe/ground.py`), with σ = 0.1 eV/atom and a tenth of what it
+asks for above the lowest energy. It counts only as long as it is not: which rows count is found by solving again until they
+stay the same. (docs/design.md has what else was tried.)
 
 A row counts for its σ as a row of the data does for the noise of the fit, which is the loss over the number of its rows:
 (noise/σ)^2. λ stays that of the data. If the loss of the data rises by more than COST, all rows count for less.
@@ -46,7 +47,7 @@ from mlip_pace.run.pool import Workers
 from mlip_pace.settings import ProbeSettings
 from mlip_pace.train.linear import Normal, Solution
 
-SIGMA = 1.0  # eV/atom
+SIGMA, PART = 0.1, 0.1  # σ: eV/atom, and of what the curve asks for
 COST = 0.02  # relative rise of the loss of the data, 1 % of the errors
 WEAKER, WEAKEST = 0.5, 1e-3  # factors of the weights
 SOLVES = 30  # at most, until the bounds that count stay the same
@@ -105,6 +106,7 @@ class Rows:
     rows: Array  # (structures, functions)
     constants: Array  # (structures,): what is not linear in c, eV/atom
     bounds: Array
+    sigma: Array
 
     def __add__(self, other: Rows) -> Rows:
         return Rows(*(np.concatenate(both) for both in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -130,7 +132,7 @@ class Data:
         noise = self.solution.loss / max(self.normal.rows, 1)
         strength = 1.0
         while True:
-            c: Array = self._solve(added, strength * noise / SIGMA**2, start)
+            c: Array = self._solve(added, strength * noise, start)
             if self.loss(c) <= (1 + COST) * self.solution.loss or strength < WEAKEST:
                 return c
             strength *= WEAKER
@@ -140,8 +142,9 @@ class Data:
         whole = self.normal.matrix + np.diag(self.solution.lam / self.scale**2)
         c, counting = start, added.counting(start)
         for _ in range(SOLVES):
-            rows, wanted = added.rows[counting], (added.bounds - added.constants)[counting]
-            c = cho_solve(cho_factor(whole + weight * rows.T @ rows), self.normal.vector + weight * rows.T @ wanted)
+            root = np.sqrt(weight) / added.sigma[counting]
+            rows, wanted = added.rows[counting] * root[:, None], (added.bounds - added.constants)[counting] * root
+            c = cho_solve(cho_factor(whole + rows.T @ rows), self.normal.vector + rows.T @ wanted)
             before, counting = counting, added.counting(c)
             if (before == counting).all():
                 break
@@ -201,7 +204,7 @@ def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, He
     if not hunted.ground.structures:
         return c, Held(NO_BULK)
     make = partial(_rows, hunted, expansion=basis.expansion(on), workers=search.compute.workers)
-    added = Rows(np.empty((0, len(c))), np.empty(0), np.empty(0))
+    added = Rows(np.empty((0, len(c))), np.empty(0), np.empty(0), np.empty(0))
     rounds, outcomes, ended = list[Round](), list[Outcome](), ROUNDS
     for number in range(search.settings.rounds):
         begin = time.monotonic()
@@ -238,7 +241,8 @@ def _rows(hunted: Hunted, frames: Sequence[Frame], c: Array, expansion: Expansio
     parts = pool.parallel_map(partial(_energies, expansion=expansion), chunks, workers)
     rows, counts = np.concatenate(list(parts)), np.array([len(frame.atoms) for frame in frames])
     bounds = np.array([hunted.least(frame.atoms) for frame in frames]) / counts
-    return Rows(rows, np.array([frame.energy for frame in frames]) / counts - rows @ c, bounds)
+    sigma = SIGMA + PART * (bounds - [hunted.curve(frame.atoms).energy for frame in frames])
+    return Rows(rows, np.array([frame.energy for frame in frames]) / counts - rows @ c, bounds, sigma)
 
 
 def _energies(structures: Sequence[Atoms], expansion: Expansion) -> Array:
