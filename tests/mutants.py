@@ -31,7 +31,9 @@ TESTS = {
     "mlip_pace/train/search.py": "tests/train/test_search.py",
     "mlip_pace/train/linear.py": "tests/train/test_training.py tests/train/test_crossvalidation.py",
     "mlip_pace/train/radial.py": "tests/train/test_training.py",
+    "mlip_pace/train/hold.py": "tests/train/test_hold.py",
     "mlip_pace/train/": "tests/train",
+    "mlip_pace/probe/": "tests/train/test_hold.py",
     "mlip_pace/selection.py": "tests/test_selection.py",
     "mlip_pace/reference.py": "tests/test_reference.py",
     "mlip_pace/publish/": "tests/publish",
@@ -40,6 +42,7 @@ TESTS = {
     "mlip_pace/estimate.py": "tests/test_estimate.py",
     "mlip_pace/settings.py": "tests/test_settings.py",
     "mlip_pace/sources.py": "tests/test_settings.py",
+    "mlip_pace/collect/columns.py": "tests/collect/test_columns.py",
     "mlip_pace/collect/": "tests/collect",
 }
 MODULES = (
@@ -47,6 +50,7 @@ MODULES = (
     "mlip_pace/ace/core.py", "mlip_pace/train/weights.py", "mlip_pace/train/linear.py", "mlip_pace/train/radial.py",
     "mlip_pace/train/crossvalidation.py", "mlip_pace/train/search.py", "mlip_pace/selection.py", "mlip_pace/reference.py",
     "mlip_pace/estimate.py", "mlip_pace/publish/evaluate.py", "mlip_pace/report/verdict.py", "mlip_pace/report/volumes.py",
+    "mlip_pace/train/hold.py", "mlip_pace/probe/ground.py", "mlip_pace/probe/hunt.py", "mlip_pace/collect/columns.py",
     "mlip_pace/sources.py", "mlip_pace/run/child.py", "mlip_pace/run/limits.py", "mlip_pace/run/log.py",
     "mlip_pace/run/steps.py",
 )  # fmt: skip
