@@ -342,7 +342,8 @@ def bare(numbers: Integers, positions: Values, cell: Values, pbc: Values) -> Ato
 
 
 def save(frame: pd.DataFrame, folder: Path) -> None:
-    """Write a data frame into a new folder: a file or two for each array, one for all other columns."""
+    """Write a data frame into a folder of its own, in place of what it held: two files for each array, one for the rest."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     wide = {name: frame[name].array for name in frame if isinstance(frame[name].array, Column)}
     for name, column in wide.items():

@@ -110,6 +110,15 @@ def test_what_is_in_files_already_is_written_once(tmp_path):
     assert columns.load(tmp_path / "turned").forces.iloc[0][0, 0] == 1999
 
 
+def test_what_a_folder_held_goes(tmp_path):
+    """A stage that goes on from an earlier result finds its files in its folder."""
+    columns.save(frame_of(some_rows(3)), tmp_path / "one")
+    columns.save(frame_of(some_rows(2)).drop(columns="stress"), tmp_path / "one")
+    names = [path.name for path in (tmp_path / "one").iterdir()]
+    assert not any("stress" in name for name in names)
+    assert len(columns.load(tmp_path / "one")) == 2
+
+
 def test_what_is_sent_are_the_rows_alone(tmp_path):
     columns.save(frame_of(some_rows(2000)), tmp_path / "one")
     frame = columns.load(tmp_path / "one")
