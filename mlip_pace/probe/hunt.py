@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
@@ -50,6 +51,7 @@ RANDOM, COMPRESSED, DYNAMICS = 48, 24, 8  # trials of a round; of random cells a
 STRAIN, SHAKE = 0.1, 0.15  # largest entry of the strain; standard deviation of displacements over the shortest distance
 RELAXATION, LEAST = 640, 10  # steps of a relaxation times atoms; steps at least
 STEPS, EVERY = 120, 10  # of dynamics; between looks at it
+LONGEST = 0.5  # Å, that an atom may move in a step
 TEMPERATURES = (1000.0, 5000.0)  # K
 TIMESTEP, FRICTION = 1.5, 0.02  # fs, 1/fs
 DEEP = 50.0  # eV/atom: deeper there is nothing more to learn
@@ -147,7 +149,7 @@ def hunt(hunted: Hunted, number: int, calculator: Any, workers: Workers, deadlin
 
 
 def run(trial: Trial, hunted: Hunted, calculator: Any) -> Outcome | None:
-    """One trial; nothing if its atoms do not fit into its cell."""
+    """One trial; nothing if its atoms do not fit into its cell, or are on top of each other."""
     rng = np.random.default_rng((hunted.seed, KINDS.index(trial.kind), trial.round, trial.number))
     make = {"random": _random, "compressed": _compressed, "dynamics": _melt, "volumes": _smaller}[trial.kind]
     atoms = make(hunted, trial, rng)
@@ -164,7 +166,7 @@ def run(trial: Trial, hunted: Hunted, calculator: Any) -> Outcome | None:
         path = _relaxation(atoms)
     curve, volume = hunted.curve(atoms), float(atoms.cell.volume) / len(atoms)
     depths, frames = list[float](), list[Frame]()
-    for step in path:
+    for step in _until_it_bursts(path):
         depth = curve.energy + HALF * curve.above(volume) - MARGIN - step.energy / len(atoms)
         # The first one in the hole, and then each that is twice as deep.
         if depth > 0 and (not frames or depth > 2 * max(depths)):
@@ -172,7 +174,15 @@ def run(trial: Trial, hunted: Hunted, calculator: Any) -> Outcome | None:
         depths.append(depth)
         if not depth < DEEP:
             break
+    if not depths:
+        return None
     return Outcome(trial, max(depths), frames[:KEPT], volume / curve.volume, temperature)
+
+
+def _until_it_bursts(path: Iterable[Frame]) -> Iterator[Frame]:
+    """Its frames, as long as neighbours can be listed: a burst leaves atoms on top of each other, which matscipy refuses."""
+    with suppress(ValueError):
+        yield from path
 
 
 def _random(hunted: Hunted, trial: Trial, rng: np.random.Generator) -> Atoms | None:
@@ -218,12 +228,17 @@ def _relaxation(atoms: Atoms) -> Iterator[Frame]:
 
 
 def _dynamics(atoms: Atoms, temperature: float, rng: np.random.Generator) -> Iterator[Frame]:
+    """Frames of molecular dynamics, until it ends or bursts: places far away would take a neighbour list forever."""
     thermalize_momenta(atoms, temperature_K=temperature, rng=rng)
-    moved = Langevin(atoms, TIMESTEP * units.fs, temperature_K=temperature, friction=FRICTION / units.fs, rng=rng, fixcm=False)
-    yield _frame(atoms)
-    for _ in range(STEPS // EVERY):
-        moved.run(EVERY)
-        yield _frame(atoms)
+    time_step = TIMESTEP * units.fs
+    moved = Langevin(atoms, time_step, temperature_K=temperature, friction=FRICTION / units.fs, rng=rng, fixcm=False)
+    for step, _ in enumerate(moved.irun(STEPS)):
+        kick = time_step * atoms.get_forces() / atoms.get_masses()[:, None]
+        bursts = not np.abs(time_step * (atoms.get_velocities() + kick)).max() < LONGEST
+        if bursts or step % EVERY == 0:
+            yield _frame(atoms)
+        if bursts:
+            return
 
 
 def _frame(atoms: Atoms) -> Frame:
