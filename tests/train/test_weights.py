@@ -17,7 +17,7 @@ from mlip_pace.collect.files import find_files
 from mlip_pace.errors import DataError, SettingsError
 from mlip_pace.reference import Reference
 from mlip_pace.run.compute import Compute
-from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
+from mlip_pace.settings import BasisSettings, DataSettings, ProbeSettings, ReferenceSettings, TrainingSettings
 from mlip_pace.train import fit, linear
 from mlip_pace.train.pacemaker import PacemakerRunner
 from mlip_pace.train.weights import loss_weights, refuse_unknown, warnings
@@ -83,7 +83,7 @@ def test_few_structures_that_rule_the_fit_are_warned_of():
 
 @pytest.mark.parametrize("to_chosen", [True, False])
 def test_the_stage_trains_on_what_was_chosen_with_its_weights(to_chosen):
-    task = fit.Task(two_dimers(), {"b#0": 2.5}, to_chosen, basis.Section({}), Reference(), {}, {})
+    task = fit.Task(two_dimers(), {"b#0": 2.5}, to_chosen, basis.Section({}), Reference(), {}, {}, ProbeSettings())
     train, last = task.train(), task.everything()
     assert list(train[dataset.SOURCE]) == ["b#0"]
     assert list(train[dataset.WEIGHT]) == [2.5]
