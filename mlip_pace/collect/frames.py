@@ -193,6 +193,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def bare(numbers: Any, positions: Any, cell: Any, pbc: Any) -> Atoms:
+    """An `ase.Atoms` of arrays that are its own, in a tenth of the time that the constructor takes."""
+    atoms = Atoms.__new__(Atoms)
+    vars(atoms).update(_calc=None, _constraints=[], _celldisp=np.zeros((3, 1)), info={})
+    atoms._cellobj, atoms._pbc = Cell(cell), pbc
+    atoms.arrays = {"numbers": numbers, "positions": positions}
+    return atoms
+
+
 def _atoms(state: dict[str, Any]) -> Any:
     """A structure from the state of an `ase.Atoms` of any version; the labels of a single-point calculator with it."""
     arrays = {key: np.asarray(array) for key, array in state["arrays"].items() if isinstance(array, np.ndarray)}
@@ -208,11 +217,9 @@ def _atoms(state: dict[str, Any]) -> Any:
         return None
     if positions.shape != (*numbers.shape, 3):
         return None
-    # As unpickling does it, in a tenth of the time that the constructor takes; there are many, and stages read them again.
-    atoms = Atoms.__new__(Atoms)
-    vars(atoms).update(_calc=None, _constraints=[], _celldisp=np.zeros((3, 1)), info={})
-    atoms._cellobj = Cell(np.zeros((3, 3)) if cell is None else np.array(cell, dtype=float))
-    atoms._pbc = np.array(periodic, dtype=bool) if isinstance(periodic, np.ndarray) else np.zeros(3, dtype=bool)
+    lattice = np.zeros((3, 3)) if cell is None else np.array(cell, dtype=float)
+    pbc = np.array(periodic, dtype=bool) if isinstance(periodic, np.ndarray) else np.zeros(3, dtype=bool)
+    atoms = bare(numbers, positions, lattice, pbc)
     atoms.arrays = {key: array for key, array in arrays.items() if array.shape[:1] == numbers.shape}
     info = state.get("info")
     if isinstance(info, dict):
