@@ -339,7 +339,7 @@ def save(frame: pd.DataFrame, folder: Path) -> None:
     for name, column in wide.items():
         column.save(folder, name)
     kinds = {name: {"kind": str(column.dtype), "parts": list(column.stores)} for name, column in wide.items()}
-    frame.drop(columns=list(wide)).to_pickle(folder / TABLE, compression={"method": "gzip", "compresslevel": 1}, protocol=4)
+    pickle(frame.drop(columns=list(wide)), folder / TABLE)
     (folder / COLUMNS).write_text(json.dumps({"order": list(frame), "wide": kinds}, indent=1))
 
 
@@ -350,6 +350,11 @@ def load(folder: Path) -> pd.DataFrame:
     for name, of in about["wide"].items():
         frame[name] = kinds[of["kind"]].load(folder, name, of["parts"])
     return frame[about["order"]]
+
+
+def pickle(frame: pd.DataFrame, path: Path) -> None:
+    """Write a pickled data frame. Fast compression: these files are read back once or twice."""
+    frame.to_pickle(path, compression={"method": "gzip", "compresslevel": 1}, protocol=4)
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
