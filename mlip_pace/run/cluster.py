@@ -240,8 +240,6 @@ class DaskCluster:
 
     def _workers(self) -> dict[str, Any]:
         """The keys of the tasks that each worker has."""
-        if self.client.status != "running":
-            raise self._lost()
         with self._talking():
             return dict(self.client.processing())
 
@@ -274,9 +272,12 @@ class DaskCluster:
         until = time.monotonic() + CONNECT  # one that does not answer by then is slow
         while not all(future.done() for future in tries.values()) and time.monotonic() < until:
             raise_if_stopped()
-            time.sleep(0.05)
+            with self._talking():
+                time.sleep(0.05)
         self.threads, reasons = len(tries), []
         for address, future in tries.items():
+            if future.status == "cancelled":
+                raise self._lost()
             if future.status == "error":
                 reason = self._reason(future)
                 said = reason.message if isinstance(reason, Misfit) else f"the worker {address} cannot take part: {reason!r}"
@@ -309,6 +310,9 @@ class DaskCluster:
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
+        """With a scheduler that is there: Dask would wait for a lost one to come back, and keep until then what it is told."""
+        if self.client.status != "running":
+            raise self._lost()
         try:
             yield
         except (OSError, ClosedClientError, FutureCancelledError) as error:
