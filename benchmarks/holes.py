@@ -27,8 +27,8 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import FIRE
 
 from mlip_pace.ace import core
+from mlip_pace.collect import columns
 from mlip_pace.collect.dataset import ATOMS, SPLIT, composition
-from mlip_pace.collect.frames import load_frame
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.probe.cells import random_cell
 from mlip_pace.publish.potential import Potential, load_calculator
@@ -46,7 +46,7 @@ class Job:
     def __init__(self, out):
         self.out, sidecar = out, out / "potential.json"
         self.potential, self.calculator = Potential.load(sidecar), load_calculator(sidecar)
-        target = load_frame(out / "work" / "2-subtract" / "target.pckl.gzip")
+        target = columns.load(out / "work" / "2-subtract" / "target")
         train = target[target[SPLIT] == TRAIN]
         e0 = self.potential.metadata["e0"]["energies"]
         self.e0 = {symbol: e0.get(symbol, 0.0) for symbol in self.potential.elements}

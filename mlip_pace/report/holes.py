@@ -24,7 +24,8 @@ def holes_section(metadata: dict[str, Any]) -> Section:
     if held["closed"]:
         text.append(
             f"What was found went into the fit: {held['rows']} structures, each with a least energy. "
-            f"They raised the loss of the training data by {held['loss_rise']:.2%} (errors by half of that)."
+            f"They raised the loss of the training data by {held['loss_rise']:.2%}, which is "
+            f"{held['loss_rise_of_held_out']:.2%} of the loss of held-out structures (errors rise by half of that)."
         )
     else:
         text.append("What is found is closed only in a fit by least squares; this one stays as it is.")

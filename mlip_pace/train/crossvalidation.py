@@ -56,12 +56,13 @@ class CrossValidated:
 
 @dataclass(frozen=True)
 class Validated:
-    """The least-squares solution of all structures, the normal equations that it solves, and what held-out structures say,
-    if there are two groups.
+    """The least-squares solution of all structures, the normal equations that it solves, the loss of all structures in the fits
+    that they were held out of, and what these say; with a single group the loss is that of the solution.
     """
 
     solution: Solution
     normal: Normal
+    unseen: float
     held_out: CrossValidated | None = None
 
 
@@ -105,14 +106,15 @@ def validate(
     normal = _sum([(1.0, normal) for normal in normals])
     solution = linear.solve(normal, scale)
     if len(folds) < 2:
-        return Validated(solution, normal)
+        return Validated(solution, normal, solution.loss)
     count, curve, numbers = len(folds), [], []
     for share in (*(share for share in SHARES if share < len(folds) - 1), len(folds) - 1):
         left_out = [[(n + step) % count for step in range(count - share)] for n in range(count)]
         curve.append([_without(normals, left, solution.lam, scale) for left in left_out])
         numbers.append(float(share * len(structures) / count))
+    unseen = sum(normal.loss(c) for normal, c in zip(normals, curve[-1], strict=True))
     errors = _held_out(folds, curve, on, workers)
-    return Validated(solution, normal, CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True))))
+    return Validated(solution, normal, unseen, CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True))))
 
 
 def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> list[_Fold]:

@@ -210,7 +210,7 @@ def _last_solve(
     }
     coefficients = last.solution.coefficients
     if task.probe.rounds:
-        data = hold.Data(last.normal, last.solution, basis.smoothness(on))
+        data = hold.Data(last.normal, last.solution, last.unseen, basis.smoothness(on))
         coefficients, about["held"] = hold.hold(place, on, data, search)
     write_linear(place / "last.yaml", on, coefficients)
     return place / "last.yaml", last.solution, about

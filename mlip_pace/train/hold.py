@@ -7,7 +7,9 @@ asks for above the lowest energy. It counts only as long as it is not: which row
 stay the same. (docs/design.md has what else was tried.)
 
 A row counts for its σ as a row of the data does for the noise of the fit, which is the loss over the number of its rows:
-(noise/σ)^2. λ stays that of the data. If the loss of the data rises by more than COST, all rows count for less.
+(noise/σ)^2. λ stays that of the data. If the loss of the data rises by more than COST of the loss of held-out structures, all
+rows count for less. (Around its smallest value the loss rises by the mean square of what predictions change by, for other
+structures as well. Few data are fitted much better than others are predicted: a part of their own loss would allow nothing.)
 
 pacemaker's `pace_augment` makes such structures, too: compressed ones of the data with energies of ZBL or of an equation of
 state, to be put among the data before a fit. It never looks where the fit that comes of it has its holes.
@@ -48,7 +50,8 @@ from mlip_pace.settings import ProbeSettings
 from mlip_pace.train.linear import Normal, Solution
 
 SIGMA, PART = 0.1, 0.1  # σ: eV/atom, and of what the curve asks for
-COST = 0.02  # relative rise of the loss of the data, 1 % of the errors
+COST = 0.02  # rise of the loss of the data, relative to that of held-out structures: 1 % of their errors
+MOST = 0.5  # the same, relative to the loss itself: folds without the like of them may predict some structures badly
 WEAKER, WEAKEST = 0.5, 1e-3  # factors of the weights
 SOLVES = 30  # at most, until the bounds that count stay the same
 QUIET = 2  # rounds in a row that find nothing: the next would be other trials
@@ -79,6 +82,7 @@ class Held:
     closed: bool = False  # whether what was found went into the fit
     rows: int = 0  # structures made up, with a least energy
     loss_rise: float = 0.0  # of the data, relative
+    loss_rise_of_held_out: float = 0.0  # the same, relative to the loss of held-out structures
     volumes: tuple[float, float] | None = None  # smallest and largest in the last round without a hole, of the lowest energy's
     temperature: float | None = None  # K, the largest there
     pressure: float | None = None  # GPa, that of the curves at the smallest volume; of several the smallest
@@ -118,14 +122,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class Data:
-    """The least squares of the data: their normal equations in all columns, the solution, the scales of the prior."""
+    """The least squares of the data: their normal equations in all columns, the solution, the loss of held-out structures, the
+    scales of the prior.
+    """
 
     normal: Normal
     solution: Solution
+    unseen: float
     scale: Array
 
-    def loss(self, c: Array) -> float:
-        return self.normal.square + float(c @ (self.normal.matrix @ c - 2 * self.normal.vector))
+    def rise(self, c: Array) -> float:
+        """Of the loss of the data, above that of their solution."""
+        return self.normal.loss(c) - self.solution.loss
 
     def with_rows(self, added: Rows, start: Array) -> Array:
         """The coefficients with these rows, as strong as COST allows."""
@@ -133,7 +141,7 @@ class Data:
         strength = 1.0
         while True:
             c: Array = self._solve(added, strength * noise, start)
-            if self.loss(c) <= (1 + COST) * self.solution.loss or strength < WEAKEST:
+            if self.rise(c) <= min(COST * self.unseen, MOST * self.solution.loss) or strength < WEAKEST:
                 return c
             strength *= WEAKER
 
@@ -225,8 +233,9 @@ def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, He
             ended = NOTHING
             break
     left = sum(rounds[-1].holes.values()) if rounds else 0
-    rise = data.loss(c) / data.solution.loss - 1
-    held = Held(ended, rounds, left, True, len(added.bounds), rise, curves=_curves(hunted), **_range(hunted, outcomes))
+    rise, of_held_out = data.rise(c) / data.solution.loss, data.rise(c) / data.unseen
+    where = _range(hunted, outcomes)
+    held = Held(ended, rounds, left, True, len(added.bounds), rise, of_held_out, curves=_curves(hunted), **where)
     return c, held
 
 

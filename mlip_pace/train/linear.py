@@ -84,6 +84,10 @@ class Normal:
         one, two = self.of(columns), other.of(columns)
         return Normal(columns, one.matrix + two.matrix, one.vector + two.vector, one.square + two.square, one.rows + two.rows)
 
+    def loss(self, c: Array) -> float:
+        """The sum of squares that is left with the coefficients c."""
+        return self.square + float(c @ (self.matrix @ c - 2 * self.vector))
+
     def of(self, columns: Integers) -> Normal:
         """The same in columns that have its own among them."""
         if len(columns) == len(self.columns):

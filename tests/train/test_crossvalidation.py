@@ -42,7 +42,7 @@ def test_errors_are_those_of_structures_that_are_really_left_out(target, on):
     found = crossvalidation.validate(structures, groups, on, 0.1, 2)
     solution, validated = found.solution, found.held_out
     rows = design_rows(on, [one.atoms for one in structures])
-    energy, forces = [], []
+    energy, forces, unseen = [], [], 0.0
     for fold in (0, 1):
         kept = [n for n in range(len(structures)) if n % 2 != fold]
         share = sum(len(structures[n].target) for n in kept) / sum(len(one.target) for one in structures)
@@ -50,10 +50,12 @@ def test_errors_are_those_of_structures_that_are_really_left_out(target, on):
         left = fitted([rows[n] for n in kept], [structures[n] for n in kept], 0.1, ridge)
         for n in range(fold, len(structures), 2):
             count = len(structures[n].atoms)
-            gap = rows[n][: 1 + 3 * count] @ left - structures[n].target[: 1 + 3 * count]
+            gap = rows[n][: len(structures[n].target)] @ left - structures[n].target
+            unseen += structures[n].weights(0.1) @ gap**2
             energy.append(gap[0] / count)
-            forces.append(gap[1:])
+            forces.append(gap[1 : 1 + 3 * count])
     assert validated.folds == 2
+    assert found.unseen == pytest.approx(unseen, rel=1e-4)
     assert validated.errors.energy_mae == pytest.approx(np.abs(energy).mean(), rel=1e-4)
     assert validated.errors.energy_rmse == pytest.approx(np.sqrt(np.square(energy).mean()), rel=1e-4)
     assert validated.errors.forces_mae == pytest.approx(np.abs(np.concatenate(forces)).mean(), rel=1e-4)

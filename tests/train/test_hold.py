@@ -51,7 +51,7 @@ def fitted(target):
     frame, subtracted = target
     on = basis.section(BasisSettings(cutoff=5.0, functions=200), ["Al"], subtracted.shortest)
     last = crossvalidation.validate(linear.labelled(frame), frame[GROUP].tolist(), on, KAPPA, 2)
-    return on, hold.Data(last.normal, last.solution, basis.smoothness(on))
+    return on, hold.Data(last.normal, last.solution, last.unseen, basis.smoothness(on))
 
 
 def search(target, rounds=2, workers=2, deadline=math.inf, share=1.0):
@@ -142,9 +142,10 @@ def test_what_closes_holes_costs_the_data_little(fitted, held):
     _, data = fitted
     c, told = held
     assert told.rows >= sum(sum(one.holes.values()) for one in told.rounds) > 0
-    assert told.loss_rise == pytest.approx(data.loss(c) / data.solution.loss - 1)
-    assert told.loss_rise <= hold.COST
-    assert data.loss(data.solution.coefficients) == pytest.approx(data.solution.loss, rel=1e-6)
+    assert told.loss_rise == pytest.approx(data.normal.loss(c) / data.solution.loss - 1)
+    assert 0 < told.loss_rise_of_held_out <= hold.COST
+    assert told.loss_rise_of_held_out == pytest.approx(told.loss_rise * data.solution.loss / data.unseen)
+    assert data.normal.loss(data.solution.coefficients) == pytest.approx(data.solution.loss, rel=1e-6)
 
 
 def test_where_nothing_was_found_is_told(held):
