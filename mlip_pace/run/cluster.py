@@ -118,7 +118,8 @@ class DaskCluster:
         self.client, self.ticket, self.say, self.deadline = client, ticket, say, deadline
         self.address = str(getattr(client.scheduler, "address", ""))
         self.proven = False  # whether a worker has done something
-        self.refused: set[str] = set()  # addresses of workers
+        self.fitting: set[str] = set()  # addresses of workers
+        self.closed = -1e9  # when a worker was put out of use
         self.waiting = False  # for a worker
         self.looked, self.threads = -1e9, 1
         self.names = count()
@@ -206,7 +207,8 @@ class DaskCluster:
                     continue
                 if future.status == "cancelled":
                     raise self._lost()
-                if future.status == "error" and self._put_out_of_use(self._reason(future)):
+                if future.status == "error" and self._failed_by_a_misfit(task):
+                    task.begin = time.monotonic()
                     with self._talking():
                         future.retry()
                     under_way[str(future.key)] = task
@@ -268,33 +270,45 @@ class DaskCluster:
     def refuse_misfits(self) -> None:
         """Raise `WorkerError` if one of the workers that are there does not fit; wait for one, if there is none."""
         self._wait_for_workers()
-        tries = {address: self._submit(worker.show, workers=[address]) for address in self._workers()}
+        if reasons := self._misfits():
+            raise WorkerError("\n".join(sorted(reasons.values())), worker.HINT)
+        self.threads = len(self.fitting)
+
+    def _close_misfits(self) -> None:
+        """Put workers out of use that came later and do not fit."""
+        for address, why in self._misfits().items():
+            self.say(f"{why}; it is put out of use")
+            with self._talking():
+                self.client.retire_workers([address], close_workers=True, remove=True)
+            self.closed = time.monotonic()
+
+    def _misfits(self) -> dict[str, str]:
+        """Why each worker that has not shown that it fits cannot take part, by address."""
+        tries = {address: self._submit(worker.show, workers=[address]) for address in self._workers().keys() - self.fitting}
         until = time.monotonic() + CONNECT  # one that does not answer by then is slow
         while not all(future.done() for future in tries.values()) and time.monotonic() < until:
             raise_if_stopped()
             with self._talking():
                 time.sleep(0.05)
-        self.threads, reasons = len(tries), []
+        reasons = {}
         for address, future in tries.items():
             if future.status == "cancelled":
                 raise self._lost()
             if future.status == "error":
                 reason = self._reason(future)
                 said = reason.message if isinstance(reason, Misfit) else f"the worker {address} cannot take part: {reason!r}"
-                reasons.append(said)
-        if reasons:
-            raise WorkerError("\n".join(sorted(reasons)), worker.HINT)
+                reasons[address] = said
+            else:
+                self.fitting.add(address)
+        return reasons
 
-    def _put_out_of_use(self, reason: BaseException) -> bool:
-        """Close a worker that came later and does not fit; while none has done anything yet, the fault may be ours."""
-        if not isinstance(reason, Misfit) or not self.proven:
-            return False
-        if reason.address not in self.refused:  # it may have failed several tasks
-            self.refused.add(reason.address)
-            self.say(f"{reason.message}; it is put out of use")
-            with self._talking():
-                self.client.retire_workers([reason.address], close_workers=True, remove=True)
-        return True
+    def _failed_by_a_misfit(self, task: _Task) -> bool:
+        """Whether a task that failed was under way when there was a worker that does not fit. (A worker without our package, or
+        with another, may fail in any way. While no task has been done, the fault may be ours.)
+        """
+        if self.proven:
+            self._close_misfits()
+        return task.begin < self.closed
 
     def _reason(self, future: Future[Any]) -> BaseException:
         """What a task raised."""

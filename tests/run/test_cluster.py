@@ -384,7 +384,16 @@ def test_a_worker_of_another_version_is_refused_by_name(place):
     assert refused.value.resumable
 
 
-def test_a_worker_of_another_version_that_comes_later_is_put_out_of_use(place):
+def without_our_package(place):
+    """As on a node with Dask and another Python environment."""
+    (place.folder / "none" / "mlip_pace").mkdir(parents=True)
+    (place.folder / "none" / "mlip_pace" / "__init__.py").write_text("raise ModuleNotFoundError(__name__)")
+    program = ["-m", "distributed.cli.dask_worker", "--scheduler-file", str(place.file), "--nthreads", "1"]
+    return place.start(*program, environ={"PYTHONPATH": str(place.folder / "none")})
+
+
+@pytest.mark.parametrize("misfit", [other_code, without_our_package])
+def test_a_worker_that_comes_later_and_does_not_fit_is_put_out_of_use(place, misfit):
     place.scheduler()
     place.worker()
     place.until_there(1)
@@ -396,11 +405,12 @@ def test_a_worker_of_another_version_that_comes_later_is_put_out_of_use(place):
     with place.connected() as workers:
         results = pool.parallel_map(slow, range(400), workers)
         next(results)
-        other_code(place)
-        until(lambda: next(results) and any("it is put out of use" in said for said in place.said))
+        other = misfit(place)
+        until(lambda: next(results) and other.poll() is not None)
         results.close()
         assert pool.parallel_sums(slow, [range(100)], workers) == [4950]
-    assert "it has code of mlip-pace" in place.said[1]
+    if misfit is other_code:  # the other one ends by itself: it cannot read what it is sent
+        assert re.search("it has code of mlip-pace .* it is put out of use", place.said[1])
 
 
 @pytest.mark.parametrize("case", ["output", "data"])
