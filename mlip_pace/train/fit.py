@@ -135,7 +135,7 @@ def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str
         fitted = replace(fitted, potential=shutil.copyfile(fitted.potential, folder / "potential.yaml"))
     cores = core.settle(fitted.potential, task.reference, task.shortest)
     if "attempts" in of_fit and task.probe.rounds:
-        of_fit["held"] = hold.look(fitted.potential, search)
+        of_fit["held"] = hold.look(folder, fitted.potential, search)
     convert(fitted.potential, folder / "potential.yace", task.e0)
     return Trained(
         complete=fitted.complete, iterations=fitted.iterations, stopped=fitted.stopped, kappa=kappa, kappas=kappas,

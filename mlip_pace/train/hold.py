@@ -37,7 +37,7 @@ from mlip_pace.ace import basis
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.expansion import Expansion
-from mlip_pace.ace.files import write_linear
+from mlip_pace.ace.files import convert, write_linear
 from mlip_pace.arrays import Array
 from mlip_pace.collect.dataset import ATOMS, composition
 from mlip_pace.probe import ground, hunt
@@ -192,9 +192,9 @@ class Search:
         return Hunted(lowest, known, self.shortest, self.seed)
 
 
-def look(potential: Path, search: Search) -> Held:
+def look(folder: Path, potential: Path, search: Search) -> Held:
     """One round of the search for holes of a fitted potential (B-basis file), which stays as it is."""
-    calculator, deadline = PotentialCalculator(potential, search.reference), search.deadline()
+    calculator, deadline = _calculator(folder, potential, search.reference), search.deadline()
     hunted = search.hunted(calculator)
     if not hunted.ground.structures:
         return Held(NO_BULK)
@@ -208,7 +208,7 @@ def look(potential: Path, search: Search) -> Held:
 def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, Held]:
     """The coefficients (functions,) of the least squares with what closes the holes that are found, and what was found."""
     c, deadline = data.solution.coefficients, search.deadline()
-    hunted = search.hunted(_calculator(folder, on, c, search.reference))
+    hunted = search.hunted(_with(folder, on, c, search.reference))
     if not hunted.ground.structures:
         return c, Held(NO_BULK)
     make = partial(_rows, hunted, expansion=basis.expansion(on), workers=search.compute.workers)
@@ -219,7 +219,7 @@ def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, He
         if begin + max((one.seconds for one in rounds), default=0.0) > deadline:
             ended = TIME
             break
-        calculator = _calculator(folder, on, c, search.reference)
+        calculator = _with(folder, on, c, search.reference)
         outcomes = hunt.hunt(hunted, number, calculator, search.compute.workers, deadline)
         frames = [frame for outcome in outcomes for frame in outcome.frames]
         if frames:
@@ -239,9 +239,15 @@ def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, He
     return c, held
 
 
-def _calculator(folder: Path, on: Basis, c: Array, reference: Reference) -> PotentialCalculator:
+def _with(folder: Path, on: Basis, c: Array, reference: Reference) -> PotentialCalculator:
     write_linear(folder / "held.yaml", on, c)
-    return PotentialCalculator(folder / "held.yaml", reference)
+    return _calculator(folder, folder / "held.yaml", reference)
+
+
+def _calculator(folder: Path, potential: Path, reference: Reference) -> PotentialCalculator:
+    """Of a B-basis file; energies relative to E0. pyace computes with a `.yace` in half of the time."""
+    convert(potential, folder / "held.yace", {})
+    return PotentialCalculator(folder / "held.yace", reference)
 
 
 def _rows(hunted: Hunted, frames: Sequence[Frame], c: Array, expansion: Expansion, workers: Workers) -> Rows:

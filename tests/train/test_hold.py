@@ -114,7 +114,7 @@ def test_a_hole_that_was_put_in_is_found(target, fitted, tmp_path):
     normal, weight = data.normal, 1e-6
     drawn = linear.Normal(normal.columns, weight * np.outer(row, row), -20 * weight * row, 400 * weight, 1)
     write_linear(tmp_path / "p.yaml", on, linear.solve(normal + drawn, data.scale).coefficients)
-    looked = hold.look(tmp_path / "p.yaml", search(target))
+    looked = hold.look(tmp_path, tmp_path / "p.yaml", search(target))
     assert looked.left == sum(looked.rounds[0].holes.values()) > 10
     assert looked.rounds[0].deepest > 5
     assert looked.volumes is None or looked.volumes[0] > 0.45
@@ -133,7 +133,7 @@ def test_the_holes_of_a_fit_are_closed(target, fitted, held, tmp_path):
     left = {}
     for name, coefficients in (("before", data.solution.coefficients), ("after", c)):
         write_linear(tmp_path / f"{name}.yaml", on, coefficients)
-        left[name] = hold.look(tmp_path / f"{name}.yaml", other).rounds[0].deepest or 0.0
+        left[name] = hold.look(tmp_path, tmp_path / f"{name}.yaml", other).rounds[0].deepest or 0.0
     assert left["before"] > 5  # eV/atom
     assert left["after"] < 1
 
