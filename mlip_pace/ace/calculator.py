@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import voigt_6_to_full_3x3_stress
@@ -33,6 +34,12 @@ class PotentialCalculator(Calculator):
     def cutoff(self) -> float:
         """Å."""
         return float(self.ace.cutoff)
+
+    def check_state(self, atoms: Any, tol: float = 0.0) -> list[str]:
+        """What is other than at the last results: all or nothing. (ASE's own way takes a fifth of a small structure's time.)"""
+        names, last = ("numbers", "positions", "cell", "pbc"), self.atoms
+        same = last is not None and all(np.array_equal(getattr(atoms, name), getattr(last, name)) for name in names)
+        return [] if same else list(all_changes)
 
     def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
         """As ASE calls it; the results are in `results`."""
