@@ -51,7 +51,7 @@ T = TypeVar("T")
 SEARCH_SHARE = 0.25  # of the time limit, that the search for the basis may take
 
 # The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 2, 1, 1, 2, 3, 2
+COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 2, 1, 1, 2, 4, 3
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -112,7 +112,8 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         telling.say_trained(journal, trained)
 
         scored = stages.evaluate if trained.complete else _so_far(stages.evaluate, trained)
-        published_as = evaluate.Published(stages.train.result / "potential.yace", subtracted.reference, trained.of(chosen))
+        published_as = evaluate.Published(
+            stages.train.result / "potential.yace", subtracted.reference, trained.of(chosen), trained.uncertainty)  # fmt: skip
         scores = stage(scored, evaluate.Scores, lambda folder: evaluate.score(
             folder, _frame(stages.subtract, "target"), published_as, settings.evaluate, compute.workers))  # fmt: skip
         telling.say_warnings(journal, scores.warnings)

@@ -14,17 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from mlip_pace.ace import uncertainty as spread
 from mlip_pace.ace.calculator import PotentialCalculator
-from mlip_pace.errors import OutputError, UnsafeError
+from mlip_pace.ace.uncertainty import Calibration, Uncertainty
+from mlip_pace.errors import DataError, OutputError, UnsafeError
 from mlip_pace.reference import Reference, lammps_commands
 from mlip_pace.run.steps import sha256, write_whole
 from mlip_pace.run.templates import templates
 
 SIDECAR = "potential.json"
 REPORT = "report.html"
-FILES = ("potential.yace", "potential.yaml", "potential.asi", "potential.lammps", REPORT)
+FILES = ("potential.yace", "potential.yaml", "potential.asi", spread.FILE, "potential.lammps", REPORT)
 LICENSES = {
     "mlip-pace": "MIT",
     "python-ace": "Academic Software License (non-commercial, reciprocal)",
@@ -53,14 +55,33 @@ class Potential(BaseModel):
     def reference(self) -> Reference:
         return Reference.from_dict(self.metadata["reference"])
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of its uncertainty; None if the fit gave none."""
+        said = self.metadata.get("uncertainty", {})
+        return TypeAdapter(Calibration).validate_python(said["calibration"]) if "calibration" in said else None
 
-def load_calculator(sidecar: str | Path) -> PotentialCalculator:
+    def uncertainty(self) -> Uncertainty:
+        """What gives σ of any structure. Raises `DataError` if the fit gave none."""
+        if self.calibration is None:
+            reason = self.metadata.get("uncertainty", {}).get("absent", "it was made by a version that measured none")
+            raise DataError(
+                f"{self.path} has no uncertainty: {reason}",
+                "the default fit gives it (MLIP_PACE_TRAINING_OPTIMIZER=auto, no file to start from), with enough structures",
+            )
+        return Uncertainty.of(self.path.parent, self.calibration)
+
+
+def load_calculator(sidecar: str | Path, uncertainty: bool = False) -> PotentialCalculator:
     """The ASE calculator of a published potential: ACE + reference + E0, energies on the scale of the DFT that it learned.
 
     Parameters
     ----------
     sidecar
         The `potential.json` of an output path; the `.yace` that it names lies beside it.
+    uncertainty
+        Whether `results` are to have `energy_uncertainty` (eV) and `forces_uncertainty` (n, 3, eV/Å): 68 % of the errors
+        against DFT are smaller. Takes several times as long as energy and forces.
 
     Returns
     -------
@@ -69,13 +90,15 @@ def load_calculator(sidecar: str | Path) -> PotentialCalculator:
 
     Raises
     ------
+    errors.DataError
+        If uncertainties are asked for, and the fit gave none.
     FileNotFoundError
         If there is no such file.
     pydantic.ValidationError
         If it is no sidecar.
     """
     potential = Potential.load(sidecar)
-    return PotentialCalculator(potential.path, potential.reference)
+    return PotentialCalculator(potential.path, potential.reference, potential.uncertainty() if uncertainty else None)
 
 
 def intact(sidecar: Path) -> Potential | None:

@@ -127,28 +127,37 @@ class Data:
     def loss(self, c: Array) -> float:
         return self.normal.square + float(c @ (self.normal.matrix @ c - 2 * self.normal.vector))
 
-    def with_rows(self, added: Rows, start: Array) -> Array:
-        """The coefficients with these rows, as strong as COST allows."""
-        noise = self.solution.loss / max(self.normal.rows, 1)
+    @property
+    def noise(self) -> float:
+        """The loss over the number of its rows."""
+        return self.solution.loss / max(self.normal.rows, 1)
+
+    @property
+    def matrix(self) -> Array:
+        """That of the equations that the solution solves: the prior is in it."""
+        return self.normal.matrix + np.diag(self.solution.lam / self.scale**2)
+
+    def with_rows(self, added: Rows, start: Array) -> tuple[Array, Array]:
+        """The coefficients with these rows, as strong as COST allows, and the matrix of the equations that they solve."""
         strength = 1.0
         while True:
-            c: Array = self._solve(added, strength * noise, start)
+            c, matrix = self._solve(added, strength * self.noise, start)
             if self.loss(c) <= (1 + COST) * self.solution.loss or strength < WEAKEST:
-                return c
+                return c, matrix
             strength *= WEAKER
 
     @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # one thread gives the same bits
-    def _solve(self, added: Rows, weight: float, start: Array) -> Array:
-        whole = self.normal.matrix + np.diag(self.solution.lam / self.scale**2)
-        c, counting = start, added.counting(start)
+    def _solve(self, added: Rows, weight: float, start: Array) -> tuple[Array, Array]:
+        c, counting, whole = start, added.counting(start), self.matrix
         for _ in range(SOLVES):
             root = np.sqrt(weight) / added.sigma[counting]
             rows, wanted = added.rows[counting] * root[:, None], (added.bounds - added.constants)[counting] * root
-            c = cho_solve(cho_factor(whole + rows.T @ rows), self.normal.vector + rows.T @ wanted)
+            matrix = whole + rows.T @ rows
+            c = cho_solve(cho_factor(matrix), self.normal.vector + rows.T @ wanted)
             before, counting = counting, added.counting(c)
             if (before == counting).all():
                 break
-        return c
+        return c, matrix
 
 
 @dataclass(frozen=True)
@@ -197,12 +206,14 @@ def look(potential: Path, search: Search) -> Held:
     return Held(ended, [this], sum(this.holes.values()), curves=_curves(hunted), **_range(hunted, outcomes))
 
 
-def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, Held]:
-    """The coefficients (functions,) of the least squares with what closes the holes that are found, and what was found."""
-    c, deadline = data.solution.coefficients, search.deadline()
+def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, Array, Held]:
+    """The coefficients (functions,) of the least squares with what closes the holes that are found, the matrix of the equations
+    that they solve, and what was found.
+    """
+    c, matrix, deadline = data.solution.coefficients, data.matrix, search.deadline()
     hunted = search.hunted(_calculator(folder, on, c, search.reference))
     if not hunted.ground.structures:
-        return c, Held(NO_BULK)
+        return c, matrix, Held(NO_BULK)
     make = partial(_rows, hunted, expansion=basis.expansion(on), workers=search.compute.workers)
     added = Rows(np.empty((0, len(c))), np.empty(0), np.empty(0), np.empty(0))
     rounds, outcomes, ended = list[Round](), list[Outcome](), ROUNDS
@@ -216,7 +227,7 @@ def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, He
         frames = [frame for outcome in outcomes for frame in outcome.frames]
         if frames:
             added += make(frames, c)
-            c = data.with_rows(added, c)
+            c, matrix = data.with_rows(added, c)
         rounds.append(_round(outcomes, time.monotonic() - begin))
         if time.monotonic() > deadline:
             ended = TIME
@@ -227,7 +238,7 @@ def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, He
     left = sum(rounds[-1].holes.values()) if rounds else 0
     rise = data.loss(c) / data.solution.loss - 1
     held = Held(ended, rounds, left, True, len(added.bounds), rise, curves=_curves(hunted), **_range(hunted, outcomes))
-    return c, held
+    return c, matrix, held
 
 
 def _calculator(folder: Path, on: Basis, c: Array, reference: Reference) -> PotentialCalculator:
