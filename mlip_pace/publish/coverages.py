@@ -23,7 +23,7 @@ from mlip_pace.run.pool import Workers
 ENERGY_SIGMA, FORCES_SIGMA = "energy_sigma", "forces_sigma"  # columns: eV; (n, 3) eV/Å
 EVERYTHING = "all"
 CHUNK = 16  # structures that a worker takes at a time
-AT_FLOOR = 1.001  # times the floor: σ of a component that is zero by symmetry
+AT_FLOOR = 1 + 1e-6  # times the floor: σ of a component that is zero by symmetry
 
 
 def sigmas(frame: pd.DataFrame, wanted: Array, quantify: Uncertainty, workers: Workers) -> pd.DataFrame:
@@ -74,11 +74,12 @@ def of(frame: pd.DataFrame, calibration: Calibration) -> dict[str, dict[float, f
     return found
 
 
-def table(coverage: dict[str, dict[str, dict[float, float]]]) -> str:
+def table(coverage: dict[str, dict[str, dict[float, float]]], calibration: Calibration) -> str:
     """The coverage as text."""
-    lines = []
-    for kind, quantities in coverage.items():
-        for quantity, shares in quantities.items():
-            said = ", ".join(f"{there:.0%} within the {share:.0%} interval" for share, there in shares.items())
-            lines.append(f"{kind}: {quantity} errors: {said}")
+    shares = list(calibration.energy.widths)
+    lines = [f"{'errors within their interval':<30}{'energy':<{8 * len(shares)}}{'forces'}"]
+    lines.append(f"{'':<24}" + "".join(f"{share:>8.0%}" for share in shares) * 2)
+    for kind, found in coverage.items():
+        parts = [found.get(name, {}).get(share) for name in ("energy", "forces") for share in shares]
+        lines.append(f"{kind[:24]:<24}" + "".join(f"{'' if part is None else f'{part:.0%}':>8}" for part in parts))
     return "\n".join(lines)

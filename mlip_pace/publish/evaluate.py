@@ -23,7 +23,8 @@ from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect import columns
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS
 from mlip_pace.collect.split import TEST
-from mlip_pace.publish import coverages
+from mlip_pace.publish import committee, coverages
+from mlip_pace.publish.committee import NOT_ASKED, Asked
 from mlip_pace.reference import Reference
 from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers
@@ -89,13 +90,14 @@ def error_table(errors: dict[str, dict[str, float]]) -> str:
 @dataclass(frozen=True)
 class Published:
     """What is published and judged: the `.yace`, the reference, the sources of the structures that it was trained on (None: all
-    to train on), and the calibration of its uncertainty, if it has any.
+    to train on), the calibration of its uncertainty, if it has any, and the committee that is asked for.
     """
 
     potential: Path
     reference: Reference
     trained_on: Sequence[str] | None
     calibration: Calibration | None = None
+    committee: Asked = NOT_ASKED
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Scores:
 def score(
     folder: Path, target: pd.DataFrame, published: Published, gate: EvaluateSettings, workers: Workers
 ) -> Scores:  # fmt: skip
-    """The stage: write `predictions`, and compare with DFT."""
+    """The stage: write `predictions`, and compare with DFT; draw the committee, if one is asked for."""
     frame = target.join(predict(published.potential, published.reference, target, workers))
     used = frame[SPLIT] != TEST if published.trained_on is None else frame[SOURCE].isin(published.trained_on)
     frame["subset"] = np.where(frame[SPLIT] == TEST, "test", np.where(used, "train", "left_out"))
@@ -129,6 +131,11 @@ def score(
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
     warnings += ruled_by_few(frame[used]) + beyond_training(by_subset)
+    if published.committee.members and published.calibration is None:
+        warnings.append("MLIP_PACE_OUTPUT_COMMITTEE: this fit has no uncertainty to draw a committee from")
+    elif published.committee.members and published.calibration is not None:
+        fitted = published.potential.parent
+        committee.draw(folder, fitted, published.reference, published.calibration, published.committee)
     worthless = worse_than_nothing(frame[used], by_subset["train"])
     cost = md_step(published.potential, target)
     return Scores(by_subset, by_type, missed, worthless, warnings + worthless, cost, coverage)
