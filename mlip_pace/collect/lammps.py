@@ -13,7 +13,7 @@ from pathlib import Path
 from ase.io import read as read_ase
 
 from mlip_pace.collect.dataset import Structure
-from mlip_pace.collect.files import in_one_line, opened
+from mlip_pace.collect.files import Frame, in_one_line, opened
 from mlip_pace.collect.frames import bare
 
 BEGINS = b"ITEM: TIMESTEP"
@@ -40,12 +40,18 @@ def names_elements(path: Path) -> bool:
 def read(path: Path, name: str, elements: Sequence[str]) -> Iterator[Structure]:
     """Every frame of a dump; for one that cannot be read, the reason: the last of a run that was killed may be cut."""
     for number, text in enumerate(_frames(path)):
-        source = f"{name}#{number}"
-        try:
-            atoms = read_ase(StringIO(text), format="lammps-dump-text", specorder=list(elements))
-            yield source, name, bare(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
-        except Exception as error:  # ASE's reader raises whatever a broken file makes it stumble over
-            yield source, name, f"cannot be read as a LAMMPS dump: it is cut, or not as one is ({in_one_line(error)})"
+        yield f"{name}#{number}", name, _structure(text, elements)
+
+
+def _structure(text: str, elements: Sequence[str]) -> Frame:
+    try:
+        (atoms,) = read_ase(StringIO(text), index=":", format="lammps-dump-text", specorder=list(elements))
+    except Exception as error:  # ASE's reader raises whatever a broken file makes it stumble over
+        return f"cannot be read as a LAMMPS dump: it is cut, or not as one is ({in_one_line(error)})"
+    lines = text.splitlines()
+    if len(atoms) != int(lines[lines.index("ITEM: NUMBER OF ATOMS") + 1]):
+        return "is cut: atoms are missing"
+    return bare(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
 
 
 def _frames(path: Path) -> Iterator[str]:

@@ -118,11 +118,12 @@ def test_dumps_of_lammps_are_read_with_or_without_elements(dumps, tmp_path):
         np.testing.assert_allclose(frames[0].cell.volume, dumps.cell.volume, rtol=1e-4)
         distances = [np.sort(a.get_all_distances(mic=True), axis=None) for a in (frames[0], dumps)]
         np.testing.assert_allclose(*distances, atol=1e-3)
-    cut = tmp_path / "cut.dump"
-    cut.write_bytes((tmp_path / "new.dump").read_bytes()[:-40])
-    *_, (source, _, reason) = lammps.read(cut, "cut.dump", ["Al", "Mg"])
-    assert source == "cut.dump#1"
-    assert "cut" in reason
+    cut, whole = tmp_path / "cut.dump", (tmp_path / "new.dump").read_text()
+    for left in (whole[:-10], whole[: whole.rstrip().rindex("\n") + 1]):  # within a line, and between two
+        cut.write_text(left)
+        *_, (source, _, reason) = lammps.read(cut, "cut.dump", ["Al", "Mg"])
+        assert source == "cut.dump#1"
+        assert "cut" in reason
     assert not lammps.is_dump(EXAMPLES)
 
 
