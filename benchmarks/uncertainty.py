@@ -4,12 +4,12 @@
     .venv/bin/python benchmarks/uncertainty.py suggest FOLDER NAME... [--seeds 5] [--first 40] [--add 40]
 
 FOLDER is that of `sets.py prepare` (NAME/train.extxyz and test.extxyz; or all.extxyz alone, for `calibration`).
-`calibration`: all structures of a set (at random MOST of them, by NumPy with seed 1) are split anew into 7/8 and 1/8 by the seed
-of the job; of each split what part of the test errors is within the 68 % and the 95 % interval, then of all splits together.
+`calibration`: all structures of a set (at random MOST of them, by NumPy with seed 1) are split anew into 7/8 and 1/8 by the
+seed of the job; of each split what part of the test errors is within the 68 % and the 95 % interval, then of all splits.
 `suggest`: FIRST random structures of the training set are fitted; ADD of the others are added, those of `mlip-pace suggest`,
-those of the largest grade (`mlip-pace predict`), or random ones, and fitted with them: errors on the test structures of the set.
-Settings are defaults but for the cutoff (that of the search, `results/cutoffs.md`), no search for holes and, in `suggest`, no
-iterations.
+those of the largest grade (`mlip-pace predict`), or random ones, and fitted with them: errors on the test structures of the
+set. Settings are defaults but for the cutoff (that of the search, `results/cutoffs.md`), no search for holes and, in `suggest`,
+no iterations.
 """
 
 import argparse
