@@ -1,6 +1,6 @@
 """Whether intervals hold, and whether suggested structures teach more than others: real jobs on public sets.
 
-    .venv/bin/python benchmarks/uncertainty.py calibration FOLDER NAME... [--splits 4] [--most 600]
+    .venv/bin/python benchmarks/uncertainty.py calibration FOLDER NAME... [--splits 4] [--most 600] [--iterations 10]
     .venv/bin/python benchmarks/uncertainty.py suggest FOLDER NAME... [--seeds 5] [--first 40] [--add 40]
 
 FOLDER is that of `sets.py prepare` (NAME/train.extxyz and test.extxyz; or all.extxyz alone, for `calibration`).
@@ -38,7 +38,7 @@ def job(out, data, **settings):
     return json.loads((out / "potential.json").read_text())["metadata"]
 
 
-def calibration(folder, names, splits, most):
+def calibration(folder, names, splits, most, iterations):
     print("| set | split | test structures | energies, 68 % | 95 % | forces, 68 % | 95 % | test MAE, meV/atom | eV/Å |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in names:
@@ -51,6 +51,7 @@ def calibration(folder, names, splits, most):
                 data = Path(scratch) / "all.extxyz"
                 write(data, [structures[n] for n in sorted(order)])
                 settings = {"BASIS_CUTOFF": CUTOFF[name], "TRAINING_SEED": split, "DATA_TEST_FRACTION": 0.125}
+                settings["TRAINING_MAX_EPOCHS"] = iterations
                 made = job(Path(scratch) / "out", data, **settings)
             covered, test = made["uncertainty"]["coverage"]["all"], made["errors"]["test"]
             numbers = [covered[quantity][share] for quantity in ("energy", "forces") for share in SHARES]
@@ -123,10 +124,10 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["calibration", "suggest"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="+")
-    for option, default in (("splits", 4), ("most", 600), ("seeds", 5), ("first", 40), ("add", 40)):
+    for option, default in (("splits", 4), ("most", 600), ("iterations", 10), ("seeds", 5), ("first", 40), ("add", 40)):
         parser.add_argument(f"--{option}", type=int, default=default)
     given = parser.parse_args()
     if given.what == "calibration":
-        calibration(given.folder, given.names, given.splits, given.most)
+        calibration(given.folder, given.names, given.splits, given.most, given.iterations)
     else:
         suggest(given.folder, given.names, given.seeds, given.first, given.add)

@@ -286,13 +286,13 @@ def boxed(atoms: Atoms) -> Atoms:
 
 def table(suggested: Suggested) -> str:
     """The suggestions as text."""
-    lines = [f"{'':>4}{'gain':>8}{'grade':>8}{'σ, meV/atom':>13}{'σ, eV/Å':>9}  structure"]
+    lines = [f"{'':>4}{'gain':>8}{'grade':>10}{'σ, meV/atom':>13}{'σ, eV/Å':>9}  structure"]
     for rank, one in enumerate(suggested.suggestions, 1):
         said = one.prediction
-        grade = "" if said.gamma is None else f"{said.gamma.max():.2f}"
+        grade = "" if said.gamma is None else f"{said.gamma.max():.4g}"
         energy = "" if said.energy_sigma is None else f"{1e3 * said.energy_sigma / len(one.atoms):.2f}"
         forces = "" if said.forces_sigma is None else f"{said.forces_sigma.max():.3f}"
-        lines.append(f"{rank:>4}{one.gain:>8.3f}{grade:>8}{energy:>13}{forces:>9}  {one.source}: {one.reason}")
+        lines.append(f"{rank:>4}{one.gain:>8.3f}{grade:>10}{energy:>13}{forces:>9}  {one.source}: {one.reason}")
     return "\n".join(lines)
 
 
