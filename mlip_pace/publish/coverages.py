@@ -60,7 +60,9 @@ def errors_and_sigmas(frame: pd.DataFrame, calibration: Calibration) -> dict[str
 
 
 def by_type(frame: pd.DataFrame, calibration: Calibration) -> dict[str, dict[str, dict[float, float]]]:
-    """Of all and, where there are several, by config_type: for energy and forces what part of the errors is within the interval of each share."""
+    """Of all and, where there are several, by config_type: what part of the errors of energy and forces is within the
+    interval of each share.
+    """
     kinds = dict(iter(frame.groupby(CONFIG_TYPE)))
     parts = {EVERYTHING: frame} | (kinds if len(kinds) > 1 else {})
     return {name: of(part, calibration) for name, part in parts.items()}
