@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+DONE = {"check": "checked", "collect": "collected", "predict": "predicted", "suggest": "suggested"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parser = argparse.ArgumentParser(prog="mlip-pace", description="From DFT results to an ACE interatomic potential.")
@@ -34,10 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collecting = commands.add_parser("collect", help="read and audit DFT results and write them in one file; train nothing")
     collecting.add_argument("data", help="DFT files: a file, a directory or a glob")
     collecting.add_argument("output", type=Path, help="the file to write: .xyz, .extxyz, or .pckl.gzip for pacemaker")
-    predicting = commands.add_parser("predict", help="energies, forces, stresses and extrapolation grades of structures")
-    predicting.add_argument("potential", type=Path, help="the potential.json of an output path")
+    predicting = commands.add_parser("predict", help="energies, forces, stresses, uncertainties and grades of structures")
+    predicting.add_argument(
+        "potential", type=Path, nargs="+", help="the potential.json of an output path; several: an ensemble"
+    )
     predicting.add_argument("data", help="structures or DFT files: a file, a directory or a glob")
     predicting.add_argument("output", type=Path, help="the extended XYZ file to write")
+    suggesting = commands.add_parser("suggest", help="of many structures those whose DFT would teach a potential most")
+    suggesting.add_argument("potential", type=Path, help="the potential.json of an output path")
+    suggesting.add_argument("candidates", help="structures, DFT files or LAMMPS dumps: a file, a directory or a glob")
+    suggesting.add_argument("output", type=Path, help="the extended XYZ file to write, or a folder for POSCARs")
+    suggesting.add_argument("-n", "--number", type=int, default=50, help="how many (50)")
     commands.add_parser("worker", help="compute for jobs, on the cluster of MLIP_PACE_RUN_SCHEDULER, until its scheduler ends")
     listing = commands.add_parser("settings", help="every setting with its type, default, unit and meaning")
     listing.add_argument("--json", action="store_true", help="as a JSON schema")
@@ -75,6 +85,8 @@ def _job(given: argparse.Namespace) -> int:
     try:
         if given.command == "predict":
             more = {"summary": _predict(given, journal)}
+        elif given.command == "suggest":
+            more = {"summary": _suggest(given, journal)}
         elif given.command == "worker":
             _worker()
         elif given.command == "collect":
@@ -96,7 +108,7 @@ def _job(given: argparse.Namespace) -> int:
             else:
                 job.run_job(loaded, journal)
         stopping.hold()
-        message = {"check": "checked", "collect": "collected", "predict": "predicted"}.get(given.command, "published")
+        message = DONE.get(given.command, "published")
         code, reason, hint, resumable = 0, "done", "", False
     except Exception as raised:
         stopping.hold()
@@ -165,9 +177,33 @@ def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
             f"{summary['extrapolating']} structures have a grade above {EXTRAPOLATION:g} (the largest: "
             f"{summary['largest_gamma']:.3g}): the potential extrapolates there"
         )
+    if "largest_energy_uncertainty" not in summary:
+        journal.warn("the fit gave no uncertainties (`uncertainty` of the sidecar says why)")
     if "errors" in summary:
         journal.say(error_table({"labels": summary["errors"]}))
+    if "coverage" in summary:
+        journal.say(summary.pop("coverage_table"))
     return summary
+
+
+def _suggest(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
+    from mlip_pace.publish import suggest
+    from mlip_pace.run import limits
+
+    if given.number < 1:
+        raise SettingsError(f"-n {given.number}: one structure or more is expected", "give a positive number")
+    stopping.raise_from_now_on()
+    journal.enter("suggest")
+    suggested = suggest.suggest(given.potential, given.candidates, given.number, limits.cpus())
+    suggest.write(suggested, given.output)
+    for assumed in suggested.assumed:
+        journal.warn(assumed)
+    for item in suggested.left_out:
+        journal.say(f"left out: {item['source']}: {item['reason']}")
+    journal.say(suggest.table(suggested))
+    chosen = len(suggested.suggestions)
+    journal.say(f"{chosen} structures are in {given.output}; {suggested.others} others would teach less")
+    return suggest.summary_of(suggested)
 
 
 class _Unforeseen(ToolError):

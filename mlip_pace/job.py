@@ -31,6 +31,7 @@ from mlip_pace.collect.dataset import Collected
 from mlip_pace.collect.files import InputFile, digests_of, find_files
 from mlip_pace.errors import BusyError, GateError, JobError, OtherResultError, SettingsError, TimeLimitError, WorthlessError
 from mlip_pace.publish import evaluate, potential, sidecar
+from mlip_pace.publish.committee import Asked
 from mlip_pace.publish.potential import SIDECAR, Potential
 from mlip_pace.reference import Subtracted
 from mlip_pace.report import telling
@@ -51,7 +52,7 @@ T = TypeVar("T")
 SEARCH_SHARE = 0.25  # of the time limit, that the search for the basis may take
 
 # The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 2, 1, 1, 2, 4, 2
+COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 2, 1, 1, 2, 4, 3
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -112,7 +113,9 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         telling.say_trained(journal, trained)
 
         scored = stages.evaluate if trained.complete else _so_far(stages.evaluate, trained)
-        published_as = evaluate.Published(stages.train.result / "potential.yace", subtracted.reference, trained.of(chosen))
+        published_as = evaluate.Published(
+            stages.train.result / "potential.yace", subtracted.reference, trained.of(chosen), trained.uncertainty,
+            Asked(settings.output.committee, settings.training.seed, collected.e0, shortest))  # fmt: skip
         scores = stage(scored, evaluate.Scores, lambda folder: evaluate.score(
             folder, _frame(stages.subtract, "target"), published_as, settings.evaluate, compute.workers))  # fmt: skip
         telling.say_warnings(journal, scores.warnings)
@@ -120,9 +123,9 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         beyond.close()  # the cluster is no longer needed
         journal.enter("publish")
         made = sidecar.Made(collected, subtracted, searched, built, selected, trained, scores)
-        metadata = sidecar.metadata(made, settings, inputs.described(), [*stages.before_evaluation(), scored])
+        described = identity(stages.evaluate) | sidecar.metadata(made, settings, inputs.described(), stages.ending(scored))
         result = potential.publish(
-            output, stages.train.result, subtracted.reference, collected.elements, {**identity(stages.evaluate), **metadata},
+            output, (stages.train.result, scored.result), subtracted.reference, collected.elements, described,
             lambda so_far: _draw_report(journal, so_far, stages, scored, compute.threads))  # fmt: skip
         journal.say(f"published {result.path}")
         journal.say(evaluate.error_table(scores.errors), errors=scores.errors)
@@ -187,8 +190,8 @@ class Stages:
     train: Stage
     evaluate: Stage
 
-    def before_evaluation(self) -> list[Stage]:
-        return [self.collect, self.subtract, self.basis, self.select, self.train]
+    def ending(self, evaluate: Stage) -> list[Stage]:
+        return [self.collect, self.subtract, self.basis, self.select, self.train, evaluate]
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ class Inputs:
     def stages(self) -> Stages:
         """What each stage depends on: its own settings, its files, the stages before it."""
         settings, work = self.settings, self.settings.output.path / "work"
-        groups = ("data", "reference", "basis", "training", "probe")
+        groups = ("data", "reference", "basis", "training", "probe", "evaluate")
         group = {name: getattr(settings, name).model_dump(mode="json") for name in groups}
         for name in ("path", "test_path"):
             del group["data"][name]  # the files count, not where they are
@@ -268,7 +271,7 @@ class Inputs:
         select = plan(work, "4-select", SELECT, of_choice, found, reach=refined)
         of_fit = {**training, "override": override, "probe": group["probe"]}
         train = plan(work, "5-train", TRAIN, of_fit, select, reach=settings.training.max_epochs)
-        score = plan(work, "6-evaluate", EVALUATE, settings.evaluate.model_dump(mode="json"), train)
+        score = plan(work, "6-evaluate", EVALUATE, {**group["evaluate"], "committee": settings.output.committee}, train)
         return Stages(collect, subtract, found, select, train, score)
 
     def described(self) -> list[dict[str, str]]:

@@ -236,6 +236,9 @@ class EvaluateSettings(Group):
 class OutputSettings(Group):
     path: Path = setting(Path("/out"), "where the results go")
     overwrite: bool = setting(False, "replace the result of other inputs; the old one is kept aside")
+    committee: int = setting(
+        0, "so many potentials drawn from the posterior of the fit, for committees in LAMMPS", ge=0, le=100
+    )
 
 
 class RunSettings(Group):

@@ -1,6 +1,7 @@
 """The pages in docs/howto: their commands and scripts run; the examples do what they are for."""
 
 import gzip
+import json
 import os
 import pickle
 import re
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.calculators.emt import EMT
+from ase.io import read, write
 from conftest import EXAMPLES, RAW, ROOT, beside, mlip_pace
 
-from examples import equation_of_state, md
+from examples import equation_of_state, loop, md
 from mlip_pace.errors import JobError, SignalError
 
 PAGES = sorted((ROOT / "docs" / "howto").glob("*.md"))
@@ -79,6 +82,40 @@ def test_every_exit_code_of_the_contract_has_its_paragraph():
     kinds = [JobError, *JobError.__subclasses__()]
     codes = {kind.code for kind in kinds if kind is not SignalError} | {128 + signal.SIGTERM}
     assert {int(code) for code in re.findall(r"^## (\d+):", page, re.MULTILINE)} == codes
+
+
+def test_the_learning_loop_learns(tmp_path):
+    """The page's loop with EMT in place of DFT: errors on fresh dynamics, not among the candidates, fall at least threefold."""
+    frames = [loop.labelled(atoms) for atoms in loop.run(EMT(), seed=5)[5:]]
+    write(tmp_path / "fresh.xyz", frames, format="extxyz")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    text = (ROOT / "docs" / "howto" / "active-learning.md").read_text()
+    script = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    for number in (1, 2):
+        script += f"\n.venv/bin/mlip-pace predict round-{number}/potential.json fresh.xyz fresh-{number}.xyz | tail -n 1"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MLIP_PACE_")}
+    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, after = (json.loads(line)["summary"] for line in done.stdout.splitlines()[-2:])
+    for quantity in ("energy_mae", "forces_mae"):
+        assert after["errors"][quantity] < before["errors"][quantity] / 3
+    assert after["largest_energy_uncertainty"] < before["largest_energy_uncertainty"]
+
+
+def test_a_committee_is_asked_as_the_page_says(tmp_path):
+    """The lines of the page, in LAMMPS; Debian's has no `pace`, so that the reference alone is computed."""
+    page = (ROOT / "docs" / "howto" / "lammps.md").read_text()
+    (script,) = re.findall(r"## A committee\n.*?```\n(.*?)```", page, re.DOTALL)
+    script = re.sub(r"hybrid/overlay pace recursive (.*?)\n.*?pair_coeff \* \* pace .*?\n", r"\1\n", script, flags=re.DOTALL)
+    (tmp_path / "in.lammps").write_text(script.replace(" zbl 1", " 1").replace("style 1", "style zbl 1"))
+    atoms = next(a for a in read(EXAMPLES, ":") if len(set(a.symbols)) == 2)
+    write(tmp_path / "structure.data", atoms, format="lammps-data", specorder=["Al", "Mg"], masses=True)
+    loop.dump([atoms] * 3, tmp_path / "run.dump")
+    done = subprocess.run(["lmp", "-in", "in.lammps", "-log", "none"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+    assert sorted(path.name for path in tmp_path.glob("forces-*.dump")) == [f"forces-{n}.dump" for n in range(1, 9)]
+    assert (tmp_path / "forces-8.dump").read_text().count("ITEM: TIMESTEP") == 3
 
 
 def test_links_lead_somewhere():

@@ -193,6 +193,14 @@ def radial_coefficients(basis: Basis) -> Array:
     return np.array(basis_set(basis).crad_coeffs)
 
 
+def function_coefficients(basis: Basis) -> Array:
+    """The coefficients of the functions in the first density, (functions,), in the order of the columns of the design rows."""
+    built = basis_set(basis)
+    count = sum(len(one) + len(more) for one, more in zip(built.basis_rank1, built.basis, strict=True))
+    first: Array = np.array(built.all_coeffs)[len(built.crad_coeffs) :].reshape(count, -1)[:, 0]
+    return first
+
+
 def smoothness(basis: Basis) -> Array:
     """Prior scales (functions,), in the order of the columns of the design rows: 1/(1 + Σ (n^2 + l^2)) of each function."""
     built = basis_set(basis)

@@ -6,7 +6,7 @@ Energies in eV/atom, forces in eV/Å per component, stress in eV/Å^3 per compon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,10 +18,13 @@ from ase.units import GPa
 
 from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.cost import Cost, md_step
+from mlip_pace.ace.uncertainty import Calibration, Uncertainty
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect import columns
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS
 from mlip_pace.collect.split import TEST
+from mlip_pace.publish import committee, coverages
+from mlip_pace.publish.committee import NOT_ASKED, Asked
 from mlip_pace.reference import Reference
 from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers
@@ -86,14 +89,15 @@ def error_table(errors: dict[str, dict[str, float]]) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """What is published and judged: the `.yace`, the reference, and the sources of the structures that it was trained on.
-
-    None: all to train on.
+    """What is published and judged: the `.yace`, the reference, the sources of the structures that it was trained on (None: all
+    to train on), the calibration of its uncertainty, if it has any, and the committee that is asked for.
     """
 
     potential: Path
     reference: Reference
     trained_on: Sequence[str] | None
+    calibration: Calibration | None = None
+    committee: Asked = NOT_ASKED
 
 
 @dataclass(frozen=True)
@@ -106,22 +110,35 @@ class Scores:
     worthless: list[str]  # errors on what it was trained on that are larger than the spread of the data
     warnings: list[str]
     cost: Cost | None  # of a step of molecular dynamics
+    coverage: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)  # of test structures: `coverages.py`
 
 
 def score(
     folder: Path, target: pd.DataFrame, published: Published, gate: EvaluateSettings, workers: Workers
 ) -> Scores:  # fmt: skip
-    """The stage: write `predictions`, and compare with DFT."""
+    """The stage: write `predictions`, and compare with DFT; draw the committee, if one is asked for."""
     frame = target.join(predict(published.potential, published.reference, target, workers))
     used = frame[SPLIT] != TEST if published.trained_on is None else frame[SOURCE].isin(published.trained_on)
     frame["subset"] = np.where(frame[SPLIT] == TEST, "test", np.where(used, "train", "left_out"))
+    coverage = {}
+    if published.calibration is not None and (frame[SPLIT] == TEST).any():
+        quantify = Uncertainty.of(published.potential.parent, published.calibration)
+        test = (frame[SPLIT] == TEST).to_numpy()
+        frame = frame.join(coverages.sigmas(frame, test, quantify, workers))
+        coverage = coverages.by_type(frame[test], published.calibration)
     columns.save(frame, folder / "predictions")
     by_subset = {name: errors(rows) for name, rows in frame.groupby("subset")}
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
     warnings += ruled_by_few(frame[used]) + beyond_training(by_subset)
+    if published.committee.members and published.calibration is None:
+        warnings.append("MLIP_PACE_OUTPUT_COMMITTEE: this fit has no uncertainty to draw a committee from")
+    elif published.committee.members and published.calibration is not None:
+        fitted = published.potential.parent
+        committee.draw(folder, fitted, published.reference, published.calibration, published.committee)
     worthless = worse_than_nothing(frame[used], by_subset["train"])
-    return Scores(by_subset, by_type, missed, worthless, warnings + worthless, md_step(published.potential, target))
+    cost = md_step(published.potential, target)
+    return Scores(by_subset, by_type, missed, worthless, warnings + worthless, cost, coverage)
 
 
 def _doubts(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:

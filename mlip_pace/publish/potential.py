@@ -14,17 +14,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from mlip_pace.ace import uncertainty as spread
 from mlip_pace.ace.calculator import PotentialCalculator
-from mlip_pace.errors import OutputError, UnsafeError
+from mlip_pace.ace.uncertainty import Calibration, Uncertainty
+from mlip_pace.errors import DataError, OutputError, UnsafeError
+from mlip_pace.publish.committee import PATTERN
 from mlip_pace.reference import Reference, lammps_commands
 from mlip_pace.run.steps import sha256, write_whole
 from mlip_pace.run.templates import templates
 
 SIDECAR = "potential.json"
 REPORT = "report.html"
-FILES = ("potential.yace", "potential.yaml", "potential.asi", "potential.lammps", REPORT)
+FILES = ("potential.yace", "potential.yaml", "potential.asi", spread.FILE, "potential.lammps", REPORT)
 LICENSES = {
     "mlip-pace": "MIT",
     "python-ace": "Academic Software License (non-commercial, reciprocal)",
@@ -53,14 +56,33 @@ class Potential(BaseModel):
     def reference(self) -> Reference:
         return Reference.from_dict(self.metadata["reference"])
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of its uncertainty; None if the fit gave none."""
+        said = self.metadata.get("uncertainty", {})
+        return TypeAdapter(Calibration).validate_python(said["calibration"]) if "calibration" in said else None
 
-def load_calculator(sidecar: str | Path) -> PotentialCalculator:
+    def uncertainty(self) -> Uncertainty:
+        """What gives σ of any structure. Raises `DataError` if the fit gave none."""
+        if self.calibration is None:
+            reason = self.metadata.get("uncertainty", {}).get("absent", "it was made by a version that measured none")
+            raise DataError(
+                f"{self.path} has no uncertainty: {reason}",
+                "the default fit gives it (MLIP_PACE_TRAINING_OPTIMIZER=auto, no file to start from), with enough structures",
+            )
+        return Uncertainty.of(self.path.parent, self.calibration)
+
+
+def load_calculator(sidecar: str | Path, uncertainty: bool = False) -> PotentialCalculator:
     """The ASE calculator of a published potential: ACE + reference + E0, energies on the scale of the DFT that it learned.
 
     Parameters
     ----------
     sidecar
         The `potential.json` of an output path; the `.yace` that it names lies beside it.
+    uncertainty
+        Whether `results` are to have `energy_uncertainty` (eV) and `forces_uncertainty` (n, 3, eV/Å): 68 % of the errors
+        against DFT are smaller. Takes several times as long as energy and forces.
 
     Returns
     -------
@@ -69,13 +91,15 @@ def load_calculator(sidecar: str | Path) -> PotentialCalculator:
 
     Raises
     ------
+    errors.DataError
+        If uncertainties are asked for, and the fit gave none.
     FileNotFoundError
         If there is no such file.
     pydantic.ValidationError
         If it is no sidecar.
     """
     potential = Potential.load(sidecar)
-    return PotentialCalculator(potential.path, potential.reference)
+    return PotentialCalculator(potential.path, potential.reference, potential.uncertainty() if uncertainty else None)
 
 
 def intact(sidecar: Path) -> Potential | None:
@@ -88,13 +112,17 @@ def intact(sidecar: Path) -> Potential | None:
     return potential if whole else None
 
 
+def committee_in(folder: Path) -> list[Path]:
+    """The files of the members of a committee."""
+    return sorted(folder.glob(PATTERN), key=lambda path: (len(path.name), path.name))
+
+
 def refuse_links(output: Path) -> None:
     """Raise `UnsafeError` if something that we would write is a link that leads out of the output path."""
     inside = output.resolve()
     for name in (
-        *FILES,
-        SIDECAR,
-        *(f".{n}.part" for n in (*FILES, SIDECAR)),
+        *(files := [*FILES, SIDECAR, *(path.name for path in committee_in(output))]),
+        *(f".{n}.part" for n in files),
         "log.jsonl",
         "status.json",
         ".status.json.part",
@@ -107,13 +135,13 @@ def refuse_links(output: Path) -> None:
 
 
 def publish(
-    output: Path, fitted: Path, reference: Reference, elements: list[str], metadata: dict[str, Any],
+    output: Path, folders: tuple[Path, Path], reference: Reference, elements: list[str], metadata: dict[str, Any],
     draw: Callable[[Potential], str | None],
 ) -> Potential:  # fmt: skip
-    """Publish the files of the folder `fitted`, the report and the sidecar; the result of other inputs is kept aside in
-    `previous-N`. `draw` gives the report of the sidecar so far, or nothing; it may add to `metadata["warnings"]`.
+    """Publish the files of the `folders` of training and evaluation, the report and the sidecar; the result of other inputs is
+    kept aside in `previous-N`. `draw` gives the report of the sidecar so far, or nothing; it may add to `metadata["warnings"]`.
     """
-    begin = time.monotonic()
+    begin, (fitted, evaluated) = time.monotonic(), folders
     package = {"zbl": "", "lj": "EXTRA-PAIR", "none": ""}[reference.kind]
     commands = lammps_commands(reference, elements, "${pace_dir}/potential.yace")
     text = (
@@ -129,6 +157,8 @@ def publish(
         else:
             continue
         parts[name] = part
+    for path in committee_in(evaluated):
+        parts[path.name] = Path(shutil.copyfile(path, output / f".{path.name}.part"))
     potential = Potential(
         path=Path("potential.yace"),
         format="ace",
@@ -147,7 +177,7 @@ def publish(
     if old is not None and old.metadata["fingerprint"] != metadata["fingerprint"]:
         _set_aside(output)
     (output / SIDECAR).unlink(missing_ok=True)  # from here on it would not be true
-    for name in {*FILES} - {*parts}:
+    for name in {*FILES, *(path.name for path in committee_in(output))} - {*parts}:
         (output / name).unlink(missing_ok=True)  # of an earlier attempt at the same
     for name, part in parts.items():
         part.replace(output / name)
@@ -156,7 +186,8 @@ def publish(
 
 def _set_aside(output: Path) -> None:
     """Move a result, its sidecar first, into the next free `previous-N`."""
-    old = [name for name in (SIDECAR, *FILES) if (output / name).exists()]
+    committee = [path.name for path in committee_in(output)]
+    old = [name for name in (SIDECAR, *FILES, *committee) if (output / name).exists()]
     number = next(n for n in range(1, 10**6) if not (output / f"previous-{n}").exists())
     target = output / f"previous-{number}"
     target.mkdir()

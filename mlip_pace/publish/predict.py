@@ -1,13 +1,18 @@
-"""What a published potential says about new structures: energies, forces, stresses, extrapolation grades.
+"""What a published potential says about new structures: energies, forces, stresses, uncertainties, extrapolation grades.
 
 Energies (eV) are on the DFT scale, ACE + reference + E0; forces in eV/Å; stress in eV/Å^3, tension positive, where there is a
-cell. `gamma` is the extrapolation grade of an atom by the active set (Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801
-(2023)), as LAMMPS's `pace/extrapolation` has it: up to 1 it is interpolation; beyond about 5 to 10 do not trust it.
+cell. `energy_uncertainty` (eV) and `forces_uncertainty` (eV/Å, by component) are σ of `ace/uncertainty.py`. `gamma` is the
+extrapolation grade of an atom by the active set (Y. Lysogorskiy et al., Phys. Rev. Materials 7, 043801 (2023)), as LAMMPS's
+`pace/extrapolation` has it: up to 1 it is interpolation; beyond about 5 to 10 do not trust it.
+
+Several potentials, the members of an ensemble, are taken together: the mean of what they say, the standard deviation between
+them as `energy_spread` and `forces_spread`, the root mean square of their σ, the largest of their grades.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,14 +26,15 @@ from ase.io import write
 
 from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.evaluators import calculator_of
+from mlip_pace.ace.uncertainty import Uncertainty
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.audit import checked, fully_periodic
-from mlip_pace.collect.dataset import ATOMS, ENERGY, FORCES, STRESS, structures_of
+from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, STRESS, structures_of
 from mlip_pace.collect.files import Unconverged, find_files
 from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.errors import DataError
-from mlip_pace.publish import evaluate
-from mlip_pace.publish.potential import intact
+from mlip_pace.publish import coverages, evaluate
+from mlip_pace.publish.potential import Potential, intact
 from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
 
@@ -36,25 +42,65 @@ CHUNK = 16  # structures that a worker takes at a time
 EXTRAPOLATION = 5.0  # a grade beyond which a structure is spoken of
 
 
-def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[str, Any]:
-    """Write the extended XYZ file `output`, whole or not at all, for every structure of the DFT files or structures `data`.
-
-    Returns counts, the largest grade, `errors` if there are labels, and `unreadable` (source and reason of each). Raises
-    `DataError` if the potential is not whole, knows not all elements, or nothing can be read; `NoInputError`.
+@dataclass(frozen=True)
+class Prediction:
+    """Of a structure: energy (eV), forces (n, 3), stress (3, 3) where there is a cell, grades (n,) where there is an active
+    set, σ of energy and forces where the fit gave them, and the standard deviations of an ensemble.
     """
+
+    energy: float
+    forces: Array
+    stress: Array | None
+    gamma: Array | None
+    energy_sigma: float | None
+    forces_sigma: Array | None
+    energy_spread: float | None = None
+    forces_spread: Array | None = None
+
+    def results(self) -> dict[str, Any]:
+        """For ASE's calculator."""
+        found: dict[str, Any] = {"energy": self.energy, "forces": self.forces}
+        return found if self.stress is None else found | {"stress": self.stress[VOIGT]}
+
+    def tell(self, atoms: Atoms) -> None:
+        """Write the rest into a structure."""
+        for name, energy, forces in (
+            ("uncertainty", self.energy_sigma, self.forces_sigma),
+            ("spread", self.energy_spread, self.forces_spread),
+        ):
+            if energy is not None and forces is not None:
+                atoms.info[f"energy_{name}"], atoms.arrays[f"forces_{name}"] = energy, forces
+        if self.gamma is not None:
+            atoms.arrays["gamma"], atoms.info["max_gamma"] = self.gamma, float(self.gamma.max())
+
+
+def opened(sidecar: Path) -> Potential:
+    """The potential of a sidecar. Raises `DataError` if it is not whole."""
     potential = intact(sidecar)
     if potential is None:
         raise DataError(f"{sidecar} is not the sidecar of a whole potential", "give the potential.json of an output path")
+    return potential
+
+
+def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1) -> dict[str, Any]:
+    """Write the extended XYZ file `output`, whole or not at all, for every structure of the DFT files or structures `data`.
+
+    Returns counts, the largest grade, `errors` if there are labels, `coverage` if there are labels and uncertainties of one
+    potential, and `unreadable` (source and reason of each). Raises `DataError` if a potential is not whole, knows not all
+    elements, or nothing can be read; `NoInputError`.
+    """
+    potentials = [opened(sidecar) for sidecar in sidecars]
+    elements = sorted(set.intersection(*(set(potential.elements) for potential in potentials)))
     structures, rows, unreadable = [], [], []
     for source, _, frame in chain.from_iterable(structures_of(find_files(data))):
         atoms = frame.atoms if isinstance(frame, Unconverged) else frame
         if isinstance(atoms, str) or len(atoms) == 0:
             unreadable.append({"source": source, "reason": atoms if isinstance(atoms, str) else "no atoms"})
             continue
-        if foreign := sorted(set(atoms.symbols) - set(potential.elements)):
+        if foreign := sorted(set(atoms.symbols) - set(elements)):
             raise DataError(
                 f"{source}: the potential does not know {', '.join(foreign)}",
-                f"its elements are {', '.join(potential.elements)}",
+                f"its elements are {', '.join(elements)}",
             )
         try:
             if isinstance(frame, Unconverged):
@@ -69,53 +115,103 @@ def predict(sidecar: Path, data: str, output: Path, workers: int = 1) -> dict[st
     if not structures:
         reasons = "".join(f"\n  {u['source']}: {u['reason']}" for u in unreadable)
         raise DataError(f"{data}: no structure can be read{reasons}", "mend these files, or give others to `mlip-pace predict`")
-    calculator, grader = PotentialCalculator(potential.path, potential.reference), None
-    if "potential.asi" in potential.metadata["files"]:
-        grader = calculator_of(potential.path.parent / "potential.yaml")
-        grader.compute_projections = True  # grades are made of them
-        grader.set_active_set(str(potential.path.parent / "potential.asi"))
-    predict_some = partial(_predict, calculator=calculator, grader=grader)
-    done = pool.parallel_map(predict_some, pool.chunks(structures, CHUNK), workers)
-    predicted = [one for part in done for one in part]
+    predicted = together([of_structures(potential, structures, workers) for potential in potentials])
     part = output.with_name(f".{output.name}.part")
     with part.open("w") as file:
-        for atoms, label, (energy, forces, stress, gamma) in zip(structures, rows, predicted, strict=True):
-            results = {"energy": energy, "forces": forces} | ({} if stress is None else {"stress": stress[VOIGT]})
-            atoms.calc = SinglePointCalculator(atoms, **results)
-            if gamma is not None:
-                atoms.arrays["gamma"], atoms.info["max_gamma"] = gamma, float(gamma.max())
+        for atoms, label, prediction in zip(structures, rows, predicted, strict=True):
+            atoms.calc = SinglePointCalculator(atoms, **prediction.results())
+            prediction.tell(atoms)
             if label is not None:
                 atoms.info["dft_energy"], atoms.arrays["dft_forces"] = label[0], label[1]
                 if label[2] is not None:
                     atoms.info["dft_stress"] = label[2]
             write(file, atoms, format="extxyz")
     part.replace(output)
-    grades = [float(gamma.max()) for *_, gamma in predicted if gamma is not None]
+    grades = [float(one.gamma.max()) for one in predicted if one.gamma is not None]
+    sigmas = [one.energy_sigma / len(a) for a, one in zip(structures, predicted, strict=True) if one.energy_sigma is not None]
     summary: dict[str, Any] = {
         "structures": len(structures),
         "atoms": sum(map(len, structures)),
         "unreadable": unreadable,
         **({"largest_gamma": max(grades), "extrapolating": sum(g > EXTRAPOLATION for g in grades)} if grades else {}),
+        **({"largest_energy_uncertainty": max(sigmas)} if sigmas else {}),  # eV/atom
     }
     known = [n for n, label in enumerate(rows) if label is not None]
     if known:
-        energy, forces, stress = zip(*(rows[n] for n in known), strict=True)
-        columns = {ATOMS: [structures[n] for n in known], ENERGY: energy, FORCES: forces, STRESS: stress}
-        table = pd.DataFrame(columns)
-        for place, name in enumerate(("energy_pred", "forces_pred", "stress_pred")):
-            table[name] = pd.Series([predicted[n][place] for n in known], dtype=object if place else float)
+        table = _beside_labels([structures[n] for n in known], [rows[n] for n in known], [predicted[n] for n in known])
         summary["errors"] = evaluate.errors(table)
+        calibration = potentials[0].calibration
+        if len(potentials) == 1 and calibration is not None:
+            summary["coverage"] = coverages.by_type(table, calibration)
+            summary["coverage_table"] = coverages.table(summary["coverage"], calibration)
     return summary
 
 
+def _beside_labels(
+    structures: Sequence[Atoms], rows: Sequence[Any], predicted: Sequence[Prediction]
+) -> pd.DataFrame:  # fmt: skip
+    """The columns that errors and coverage are made of."""
+    energy, forces, stress = zip(*rows, strict=True)
+    table = pd.DataFrame({ATOMS: structures, ENERGY: energy, FORCES: forces, STRESS: stress})
+    table[CONFIG_TYPE] = [str(atoms.info.get("config_type", "")) for atoms in structures]
+    table["energy_pred"] = [one.energy for one in predicted]
+    table[coverages.ENERGY_SIGMA] = pd.Series([one.energy_sigma for one in predicted], dtype=float)
+    for name, values in (
+        ("forces_pred", [one.forces for one in predicted]),
+        ("stress_pred", [one.stress for one in predicted]),
+        (coverages.FORCES_SIGMA, [one.forces_sigma for one in predicted]),
+    ):
+        table[name] = pd.Series(values, dtype=object)
+    return table
+
+
+def of_structures(potential: Potential, structures: Sequence[Atoms], workers: int) -> list[Prediction]:
+    """What one potential says of each structure."""
+    calculator, grader, folder = PotentialCalculator(potential.path, potential.reference), None, potential.path.parent
+    if "potential.asi" in potential.metadata["files"]:
+        grader = calculator_of(folder / "potential.yaml")
+        grader.compute_projections = True  # grades are made of them
+        grader.set_active_set(str(folder / "potential.asi"))
+    quantify = potential.uncertainty() if potential.calibration is not None else None
+    predict_some = partial(_predict, calculator=calculator, grader=grader, quantify=quantify)
+    return list(chain.from_iterable(pool.parallel_map(predict_some, pool.chunks(structures, CHUNK), workers)))
+
+
 def _predict(
-    structures: Sequence[Atoms], calculator: PotentialCalculator, grader: Any
-) -> list[tuple[float, Array, Array | None, Array | None]]:  # fmt: skip
-    rows: list[tuple[float, Array, Array | None, Array | None]] = []
+    structures: Sequence[Atoms], calculator: PotentialCalculator, grader: Any, quantify: Uncertainty | None
+) -> list[Prediction]:  # fmt: skip
+    rows = []
     for atoms in structures:
-        gamma = None
+        gamma, sigmas, sound = None, (None, None), fully_periodic(atoms, calculator.cutoff)[0]
         if grader is not None:
-            grader.calculate(fully_periodic(atoms, calculator.cutoff)[0])
+            grader.calculate(sound)
             gamma = np.array(grader.results["gamma"], dtype=float)
-        rows.append((*calculator.predict(atoms), gamma))
+        rows.append(Prediction(*calculator.predict(atoms), gamma, *(quantify(sound) if quantify is not None else sigmas)))
     return rows
+
+
+def together(members: Sequence[Sequence[Prediction]]) -> list[Prediction]:
+    """What an ensemble says of each structure: one member is as it is."""
+    return list(members[0]) if len(members) == 1 else [_mean(predictions) for predictions in zip(*members, strict=True)]
+
+
+def _mean(members: Sequence[Prediction]) -> Prediction:
+    def over(name: str, combine: Any) -> Any:
+        values = [getattr(one, name) for one in members]
+        return None if any(value is None for value in values) else combine(np.array(values))
+
+    def mean(values: Array) -> Array:
+        return np.asarray(values.mean(axis=0))
+
+    def root_mean_square(values: Array) -> Array:
+        return np.asarray(np.sqrt((values**2).mean(axis=0)))
+
+    def deviation(values: Array) -> Array:
+        return np.asarray(values.std(axis=0, ddof=1))
+
+    sigma = over("energy_sigma", root_mean_square)
+    return Prediction(
+        float(over("energy", mean)), over("forces", mean), over("stress", mean), over("gamma", partial(np.max, axis=0)),
+        None if sigma is None else float(sigma), over("forces_sigma", root_mean_square), float(over("energy", deviation)),
+        over("forces", deviation),
+    )  # fmt: skip

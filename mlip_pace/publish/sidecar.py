@@ -42,7 +42,7 @@ class Made:
 
 def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages: Sequence[Stage]) -> dict[str, Any]:
     """All of it but what publishing adds. `files` are those read, with their SHA-256; `stages` are those that have run."""
-    collected = asdict(made.collected)
+    collected, training = asdict(made.collected), replace(made.trained, held=None, uncertainty=None)
     said = (made.collected, made.subtracted, made.searched, made.trained, made.scores)
     return {
         "complete": made.trained.complete,
@@ -63,7 +63,8 @@ def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages
             "tried": [asdict(one) for one in made.searched.tried],
             "structures": made.searched.structures,  # that they were judged by
         },
-        "training": {"settings": settings.training.model_dump(mode="json"), **measured(replace(made.trained, held=None))},
+        "training": {"settings": settings.training.model_dump(mode="json"), **measured(training)},
+        "uncertainty": uncertainty(made),
         **({"probe": measured(made.trained.held)} if made.trained.held else {}),
         "selection": measured(made.selected),
         "dataset": {
@@ -76,6 +77,15 @@ def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages
         "hardware": hardware(),
         "seconds": {stage.name.split("-")[1]: stage.seconds for stage in stages},
     }
+
+
+def uncertainty(made: Made) -> dict[str, Any]:
+    """The calibration and what it covered of the test set, or why there is none."""
+    if made.trained.uncertainty is not None:
+        return {"calibration": asdict(made.trained.uncertainty), "coverage": made.scores.coverage}
+    if made.trained.attempts:
+        return {"absent": "pacemaker's optimizers give no covariance of their coefficients"}
+    return {"absent": "there are fewer than three groups of structures that could be held out"}
 
 
 def measured(result: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mlip_pace.report.holes import holes_section
 from mlip_pace.report.learning import learning_section, selection_section
 from mlip_pace.report.made import audit_section, made_section
 from mlip_pace.report.physics import dimer_section, volume_section
+from mlip_pace.report.uncertain import uncertainty_section
 from mlip_pace.report.verdict import WORDS, advice, verdict, verdict_word
 from mlip_pace.report.worst import worst_section
 from mlip_pace.run import pool
@@ -43,6 +44,7 @@ def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path, workers
         dimer_section(potential, fitted / "potential.yace", calculator.cutoff),
         volume_section(potential, frame, calculator),
         holes_section(metadata),
+        uncertainty_section(potential, frame),
         selection_section(metadata, frame, chosen),
         worst_section(frame),
         audit_section(metadata),

@@ -18,13 +18,14 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from threadpoolctl import threadpool_limits
 
-from mlip_pace.ace import basis
+from mlip_pace.ace import basis, uncertainty
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array
 from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers
 from mlip_pace.train import linear
+from mlip_pace.train.calibration import Residuals
 from mlip_pace.train.linear import Labelled, Normal, Solution
 
 FOLDS = 8
@@ -57,13 +58,15 @@ class CrossValidated:
 @dataclass(frozen=True)
 class Validated:
     """The least-squares solution of all structures, the normal equations that it solves, the loss of all structures in the fits
-    that they were held out of, and what these say; with a single group the loss is that of the solution.
+    that they were held out of, and what these say; with a single group the loss is that of the solution. Residuals of held-out
+    structures only where they were asked for.
     """
 
     solution: Solution
     normal: Normal
     unseen: float
     held_out: CrossValidated | None = None
+    residuals: Residuals | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basi
         normals = [fold.normal(kappa) for fold in folds]
         lam = linear.solve(_sum([(1.0, normal) for normal in normals]), scale).lam
         fits.append([_without(normals, [n], lam, scale) for n in range(len(folds))])
-    return dict(zip(KAPPAS, _held_out(folds, fits, on, workers), strict=True))
+    return dict(zip(KAPPAS, _held_out(folds, fits, on, workers)[0], strict=True))
 
 
 def best(errors: dict[float, Errors]) -> float:
@@ -98,9 +101,9 @@ def best(errors: dict[float, Errors]) -> float:
 
 
 def validate(
-    structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: Workers
+    structures: Sequence[Labelled], groups: Sequence[str], on: Basis, kappa: float, workers: Workers, spreads: bool = False
 ) -> Validated:  # fmt: skip
-    """Fit all structures, and all but some of them."""
+    """Fit all structures, and all but some of them. `spreads`: with the residuals, beside what the other folds say of them."""
     folds, scale = _folds(structures, groups, on, workers), basis.smoothness(on)
     normals = [fold.normal(kappa) for fold in folds]
     normal = _sum([(1.0, normal) for normal in normals])
@@ -113,8 +116,13 @@ def validate(
         curve.append([_without(normals, left, solution.lam, scale) for left in left_out])
         numbers.append(float(share * len(structures) / count))
     unseen = sum(normal.loss(c) for normal, c in zip(normals, curve[-1], strict=True))
-    errors = _held_out(folds, curve, on, workers)
-    return Validated(solution, normal, unseen, CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True))))
+    factors: list[Array] = []
+    if spreads:
+        noise = solution.loss / max(normal.rows, 1)
+        factors = [_factor(normals, n, solution.lam, scale, noise) for n in range(count)]
+    errors, residuals = _held_out(folds, curve, on, workers, factors)
+    held_out = CrossValidated(count, errors[-1], list(zip(numbers, errors, strict=True)))
+    return Validated(solution, normal, unseen, held_out, residuals if spreads else None)
 
 
 def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> list[_Fold]:
@@ -166,35 +174,71 @@ def _sum(parts: Sequence[tuple[float, Normal]]) -> Normal:
 
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
 def _without(normals: Sequence[Normal], left: Sequence[int], lam: float, scale: Array) -> Array:
-    """The coefficients fitted to all folds but some; λ in proportion to what is left, since it is relative to the data."""
-    kept = _sum([(1.0, normal) for n, normal in enumerate(normals) if n not in left])
-    share = kept.rows / sum(normal.rows for normal in normals)
-    coefficients: Array = cho_solve(cho_factor(kept.matrix + np.diag(share * lam / scale**2)), kept.vector)
+    """The coefficients fitted to all folds but some."""
+    matrix, vector = _rest(normals, left, lam, scale)
+    coefficients: Array = cho_solve(cho_factor(matrix), vector)
     return coefficients
 
 
-def _held_out(folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: Workers) -> list[Errors]:
-    """The errors of each fit (coefficients for each fold, of the others) on what it left out."""
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+def _factor(normals: Sequence[Normal], left: int, lam: float, scale: Array, noise: float) -> Array:
+    """That of `uncertainty.py` for the fit to all folds but one."""
+    return uncertainty.factor(_rest(normals, [left], lam, scale)[0], noise).astype(np.float32)  # several are kept
+
+
+def _rest(normals: Sequence[Normal], left: Sequence[int], lam: float, scale: Array) -> tuple[Array, Array]:
+    """The regularised equations of all folds but some; λ in proportion to what is left, since it is relative to the data."""
+    kept = _sum([(1.0, normal) for n, normal in enumerate(normals) if n not in left])
+    share = kept.rows / sum(normal.rows for normal in normals)
+    return kept.matrix + np.diag(share * lam / scale**2), kept.vector
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Of held-out structures: sums of |ΔE/N|, (ΔE/N)^2, |ΔF|, ΔF^2 for each fit, and the numbers of energies and force
+    components, (6, fits); and the residuals of the last fit.
+    """
+
+    sums: Array
+    residuals: Residuals
+
+    def __add__(self, other: _Seen) -> _Seen:
+        return _Seen(self.sums + other.sums, self.residuals + other.residuals)
+
+
+def _held_out(
+    folds: Sequence[_Fold], fits: Sequence[Sequence[Array]], on: Basis, workers: Workers, factors: Sequence[Array] = ()
+) -> tuple[list[Errors], Residuals]:  # fmt: skip
+    """The errors of each fit (coefficients for each fold, of the others) on what it left out, and those of the last one by
+    one, with their spreads by the `factors` of its folds, if there are any.
+    """
     items = [(n, chunk) for n, fold in enumerate(folds) for chunk in linear.chunks_of(fold.structures)]
     items = items[:: 1 + len(items) * linear.ATOMS_IN_CHUNK // ATOMS_LOOKED_AT]
     together = [np.column_stack([fit[n] for fit in fits]) for n in range(len(folds))]
-    function = partial(_errors, expansion=basis.expansion(on), coefficients=together)
-    (sums,) = pool.parallel_sums(function, [items], workers)
-    energies, components = sums[4, 0], sums[5, 0]
+    function = partial(_errors, expansion=basis.expansion(on), coefficients=together, factors=factors)
+    (seen,) = pool.parallel_sums(function, [items], workers)
+    sums, energies, components = seen.sums, seen.sums[4, 0], seen.sums[5, 0]
     return [
         Errors(float(e), float(np.sqrt(e2)), float(f), float(np.sqrt(f2)))
         for e, e2, f, f2 in zip(sums[0] / energies, sums[1] / energies, sums[2] / components, sums[3] / components, strict=True)
-    ]
+    ], seen.residuals
 
 
-def _errors(item: tuple[int, Sequence[Labelled]], expansion: Expansion, coefficients: Sequence[Array]) -> Array:
-    """Sums of |ΔE/N|, (ΔE/N)^2, |ΔF|, ΔF^2 for each fit, and the numbers of energies and force components: (6, fits)."""
+def _errors(
+    item: tuple[int, Sequence[Labelled]], expansion: Expansion, coefficients: Sequence[Array], factors: Sequence[Array]
+) -> _Seen:  # fmt: skip
+    """What is seen of some structures of a fold."""
     fold, chunk = item
     sums = np.zeros((6, coefficients[fold].shape[1]))
+    of_energies, of_forces = list[Array](), [np.empty((0, 2))]
     for one, (of_c, _) in zip(chunk, expansion.rows(one.atoms for one in chunk), strict=True):
         count = 1 + 3 * len(one.atoms)
         gap = of_c[:count] @ coefficients[fold] - one.target[:count, None]
         energy, forces = gap[0] / len(one.atoms), gap[1:]
         sums += [np.abs(energy), energy**2, np.abs(forces).sum(axis=0), (forces**2).sum(axis=0), 1 + 0 * energy,
                  len(forces) + 0 * energy]  # fmt: skip
-    return sums
+        if factors:
+            both = np.column_stack([np.abs(gap[:, -1]), np.linalg.norm(of_c[:count] @ factors[fold].T, axis=1)])
+            of_energies.append(both[0] / len(one.atoms))
+            of_forces.append(both[1:])
+    return _Seen(sums, Residuals(np.array(of_energies).reshape(-1, 2), np.concatenate(of_forces)))

@@ -17,9 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from mlip_pace.ace import activeset, basis, core
+from mlip_pace.ace import activeset, basis, core, uncertainty
 from mlip_pace.ace.basis import Basis, BasisFile
 from mlip_pace.ace.files import convert, write_linear
+from mlip_pace.ace.uncertainty import Calibration
 from mlip_pace.collect.dataset import ATOMS, GROUP, SOURCE, SPLIT, WEIGHT
 from mlip_pace.collect.split import TEST, TRAIN
 from mlip_pace.reference import Reference
@@ -27,7 +28,7 @@ from mlip_pace.run.compute import Compute
 from mlip_pace.run.pool import Workers
 from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import ProbeSettings, TrainingSettings
-from mlip_pace.train import crossvalidation, hold, linear, radial, weights
+from mlip_pace.train import calibration, crossvalidation, hold, linear, radial, weights
 from mlip_pace.train.crossvalidation import CrossValidated, Errors
 from mlip_pace.train.pacemaker import DONE, Fit, PacemakerRunner
 
@@ -90,6 +91,7 @@ class Trained:
     pacemaker_seconds: float | None = None
     batch_size: int | None = None  # structures in a batch, of pacemaker
     held: hold.Held | None = None  # what the search for holes found
+    uncertainty: Calibration | None = None  # of the file `uncertainty.FILE`; None: the fit gives none
     device: str = "cpu"  # that the fit was computed on
     warnings: list[str] = field(default_factory=list)
 
@@ -201,18 +203,24 @@ def _last_solve(
     """
     everything = task.everything()
     labelled, groups = linear.labelled(everything, training), everything[GROUP].tolist()
-    last = crossvalidation.validate(labelled, groups, on, kappa, search.compute.workers)
+    last = crossvalidation.validate(labelled, groups, on, kappa, search.compute.workers, spreads=True)
     said = weights.warnings(weights.loss_weights(everything, training)) + [AT_FLOOR] * last.solution.at_floor
     about: dict[str, Any] = {
         "cross_validation": last.held_out,
         "fitted_to": CHOSEN if task.to_chosen else ALL,
         "warnings": said,
     }
-    coefficients = last.solution.coefficients
+    data = hold.Data(last.normal, last.solution, last.unseen, basis.smoothness(on))
+    coefficients, matrix = last.solution.coefficients, data.matrix
     if task.probe.rounds:
-        data = hold.Data(last.normal, last.solution, last.unseen, basis.smoothness(on))
-        coefficients, about["held"] = hold.hold(place, on, data, search)
+        coefficients, matrix, about["held"] = hold.hold(place, on, data, search)
     write_linear(place / "last.yaml", on, coefficients)
+    if last.residuals is not None:
+        # Weights of the loss add up to one, so that this is their mean.
+        mean = (1 - kappa) / len(everything), kappa / int(everything[ATOMS].map(len).sum())
+        about["uncertainty"] = calibration.calibrated(last.residuals, groups, mean, data.noise)
+    if about.get("uncertainty"):
+        uncertainty.save(place.parent / uncertainty.FILE, uncertainty.factor(matrix, data.noise))
     return place / "last.yaml", last.solution, about
 
 

@@ -135,28 +135,37 @@ class Data:
         """Of the loss of the data, above that of their solution."""
         return self.normal.loss(c) - self.solution.loss
 
-    def with_rows(self, added: Rows, start: Array) -> Array:
-        """The coefficients with these rows, as strong as COST allows."""
-        noise = self.solution.loss / max(self.normal.rows, 1)
+    @property
+    def noise(self) -> float:
+        """The loss over the number of its rows."""
+        return self.solution.loss / max(self.normal.rows, 1)
+
+    @property
+    def matrix(self) -> Array:
+        """That of the equations that the solution solves: the prior is in it."""
+        return self.normal.matrix + np.diag(self.solution.lam / self.scale**2)
+
+    def with_rows(self, added: Rows, start: Array) -> tuple[Array, Array]:
+        """The coefficients with these rows, as strong as COST allows, and the matrix of the equations that they solve."""
         strength = 1.0
         while True:
-            c: Array = self._solve(added, strength * noise, start)
+            c, matrix = self._solve(added, strength * self.noise, start)
             if self.rise(c) <= min(COST * self.unseen, MOST * self.solution.loss) or strength < WEAKEST:
-                return c
+                return c, matrix
             strength *= WEAKER
 
     @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # one thread gives the same bits
-    def _solve(self, added: Rows, weight: float, start: Array) -> Array:
-        whole = self.normal.matrix + np.diag(self.solution.lam / self.scale**2)
-        c, counting = start, added.counting(start)
+    def _solve(self, added: Rows, weight: float, start: Array) -> tuple[Array, Array]:
+        c, counting, whole = start, added.counting(start), self.matrix
         for _ in range(SOLVES):
             root = np.sqrt(weight) / added.sigma[counting]
             rows, wanted = added.rows[counting] * root[:, None], (added.bounds - added.constants)[counting] * root
-            c = cho_solve(cho_factor(whole + rows.T @ rows), self.normal.vector + rows.T @ wanted)
+            matrix = whole + rows.T @ rows
+            c = cho_solve(cho_factor(matrix), self.normal.vector + rows.T @ wanted)
             before, counting = counting, added.counting(c)
             if (before == counting).all():
                 break
-        return c
+        return c, matrix
 
 
 @dataclass(frozen=True)
@@ -205,12 +214,14 @@ def look(folder: Path, potential: Path, search: Search) -> Held:
     return Held(ended, [this], sum(this.holes.values()), curves=_curves(hunted), **_range(hunted, outcomes))
 
 
-def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, Held]:
-    """The coefficients (functions,) of the least squares with what closes the holes that are found, and what was found."""
-    c, deadline = data.solution.coefficients, search.deadline()
+def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, Array, Held]:
+    """The coefficients (functions,) of the least squares with what closes the holes that are found, the matrix of the equations
+    that they solve, and what was found.
+    """
+    c, matrix, deadline = data.solution.coefficients, data.matrix, search.deadline()
     hunted = search.hunted(_with(folder, on, c, search.reference))
     if not hunted.ground.structures:
-        return c, Held(NO_BULK)
+        return c, matrix, Held(NO_BULK)
     make = partial(_rows, hunted, expansion=basis.expansion(on), workers=search.compute.workers)
     added = Rows(np.empty((0, len(c))), np.empty(0), np.empty(0), np.empty(0))
     rounds, outcomes, ended = list[Round](), list[Outcome](), ROUNDS
@@ -224,7 +235,7 @@ def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, He
         frames = [frame for outcome in outcomes for frame in outcome.frames]
         if frames:
             added += make(frames, c)
-            c = data.with_rows(added, c)
+            c, matrix = data.with_rows(added, c)
         rounds.append(_round(outcomes, time.monotonic() - begin))
         if time.monotonic() > deadline:
             ended = TIME
@@ -236,7 +247,7 @@ def hold(folder: Path, on: Basis, data: Data, search: Search) -> tuple[Array, He
     rise, of_held_out = data.rise(c) / data.solution.loss, data.rise(c) / data.unseen
     where = _range(hunted, outcomes)
     held = Held(ended, rounds, left, True, len(added.bounds), rise, of_held_out, curves=_curves(hunted), **where)
-    return c, held
+    return c, matrix, held
 
 
 def _with(folder: Path, on: Basis, c: Array, reference: Reference) -> PotentialCalculator:

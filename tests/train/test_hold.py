@@ -124,7 +124,7 @@ def test_a_hole_that_was_put_in_is_found(target, fitted, tmp_path):
 
 def test_the_holes_of_a_fit_are_closed(target, fitted, held, tmp_path):
     on, data = fitted
-    c, told = held
+    c, _, told = held
     assert sum(told.rounds[0].holes.values()) > 2
     assert told.ended == hold.NOTHING
     assert told.left == 0
@@ -140,7 +140,7 @@ def test_the_holes_of_a_fit_are_closed(target, fitted, held, tmp_path):
 
 def test_what_closes_holes_costs_the_data_little(fitted, held):
     _, data = fitted
-    c, told = held
+    c, _, told = held
     assert told.rows >= sum(sum(one.holes.values()) for one in told.rounds) > 0
     assert told.loss_rise == pytest.approx(data.normal.loss(c) / data.solution.loss - 1)
     assert 0 < told.loss_rise_of_held_out <= hold.COST
@@ -149,7 +149,7 @@ def test_what_closes_holes_costs_the_data_little(fitted, held):
 
 
 def test_where_nothing_was_found_is_told(held):
-    _, told = held
+    _, _, told = held
     assert told.ended == hold.NOTHING
     assert told.volumes[0] < 0.36
     assert told.volumes[1] >= 1.0
@@ -160,8 +160,8 @@ def test_where_nothing_was_found_is_told(held):
 
 def test_the_number_of_workers_does_not_change_a_bit(target, fitted, held, tmp_path):
     on, data = fitted
-    one, told = hold.hold(tmp_path, on, data, search(target, rounds=1, workers=1))
-    two, also = hold.hold(tmp_path, on, data, search(target, rounds=1, workers=2))
+    one, _, told = hold.hold(tmp_path, on, data, search(target, rounds=1, workers=1))
+    two, _, also = hold.hold(tmp_path, on, data, search(target, rounds=1, workers=2))
     assert one.tobytes() == two.tobytes()
     assert replace(told, rounds=[]) == replace(also, rounds=[])
 
@@ -169,7 +169,7 @@ def test_the_number_of_workers_does_not_change_a_bit(target, fitted, held, tmp_p
 def test_the_search_ends_by_its_deadline(target, fitted, tmp_path):
     on, data = fitted
     begin = time.monotonic()
-    c, told = hold.hold(tmp_path, on, data, search(target, rounds=50, deadline=begin + 2.0))
+    c, _, told = hold.hold(tmp_path, on, data, search(target, rounds=50, deadline=begin + 2.0))
     assert time.monotonic() - begin < 6.0
     assert told.ended == hold.TIME
     assert np.isfinite(c).all()
@@ -183,7 +183,7 @@ def test_data_without_bulk_are_not_probed(target, fitted, tmp_path):
     frame, _ = target
     on, data = fitted
     molecules = frame.assign(**{ATOMS: [replaced(atoms) for atoms in frame[ATOMS]]})
-    c, told = hold.hold(tmp_path, on, data, replace(search(target), train=molecules))
+    c, _, told = hold.hold(tmp_path, on, data, replace(search(target), train=molecules))
     assert told.ended == hold.NO_BULK
     assert c is data.solution.coefficients
 

@@ -1,0 +1,66 @@
+"""LAMMPS text dumps, which is where `pace/extrapolation` leaves structures. No labels are taken from them.
+
+Elements come from the column `element`; without it atom type n is the nth of the potential's elements, the order of
+`potential.lammps`. Lengths in Å (`units metal` or `real`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+
+from ase.io import read as read_ase
+
+from mlip_pace.collect.dataset import Structure
+from mlip_pace.collect.files import Frame, in_one_line, opened
+from mlip_pace.collect.frames import bare
+
+BEGINS = b"ITEM: TIMESTEP"
+
+
+def is_dump(path: Path) -> bool:
+    """Whether a file begins as a dump does, be it compressed."""
+    try:
+        with opened(path) as file:
+            return file.read(len(BEGINS)) == BEGINS
+    except (OSError, EOFError):
+        return False
+
+
+def names_elements(path: Path) -> bool:
+    """Whether the dump has a column `element`."""
+    with opened(path) as file:
+        for line in file:
+            if line.startswith(b"ITEM: ATOMS"):
+                return b"element" in line.split()
+    return False
+
+
+def read(path: Path, name: str, elements: Sequence[str]) -> Iterator[Structure]:
+    """Every frame of a dump; for one that cannot be read, the reason: the last of a run that was killed may be cut."""
+    for number, text in enumerate(_frames(path)):
+        yield f"{name}#{number}", name, _structure(text, elements)
+
+
+def _structure(text: str, elements: Sequence[str]) -> Frame:
+    try:
+        (atoms,) = read_ase(StringIO(text), index=":", format="lammps-dump-text", specorder=list(elements))
+    except Exception as error:  # ASE's reader raises whatever a broken file makes it stumble over
+        return f"cannot be read as a LAMMPS dump: it is cut, or not as one is ({in_one_line(error)})"
+    lines = text.splitlines()
+    if len(atoms) != int(lines[lines.index("ITEM: NUMBER OF ATOMS") + 1]):
+        return "is cut: atoms are missing"
+    return bare(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+
+
+def _frames(path: Path) -> Iterator[str]:
+    """The text of each frame."""
+    lines: list[str] = []
+    with opened(path) as file:
+        for line in map(bytes.decode, file):
+            if line.startswith(BEGINS.decode()) and lines:
+                yield "".join(lines)
+                lines = []
+            lines.append(line)
+    yield "".join(lines)
