@@ -49,6 +49,7 @@ SMALL = {
     "TRAINING_MAX_EPOCHS": 0,
     "DATA_TEST_FRACTION": 0.1,
     "PROBE_ROUNDS": 0,
+    "PHYSICS_PROPERTIES": "none",
 }
 
 
@@ -80,7 +81,9 @@ def mlip_pace(output, data=EXAMPLES, command="run", **settings):
 def trained(tmp_path_factory):
     """The output folder of a job with a real fit of a few iterations."""
     output = tmp_path_factory.mktemp("job") / "out"
-    code, events, _ = mlip_pace(output, TRAINING_MAX_EPOCHS=5, TRAINING_DISPLAY_STEP=1, PROBE_ROUNDS=1)
+    code, events, _ = mlip_pace(
+        output, TRAINING_MAX_EPOCHS=5, TRAINING_DISPLAY_STEP=1, PROBE_ROUNDS=1, PHYSICS_PROPERTIES="equation"
+    )
     assert code == 0, events
     return output
 
@@ -89,7 +92,7 @@ def trained(tmp_path_factory):
 def demo(tmp_path_factory):
     """The output folder of a job with 60 functions and the linear start alone: seconds, and good enough for physics."""
     output = tmp_path_factory.mktemp("demo") / "out"
-    code, events, _ = mlip_pace(output, BASIS_FUNCTIONS=60, BASIS_BODY_ORDER=None, PROBE_ROUNDS=1)
+    code, events, _ = mlip_pace(output, BASIS_FUNCTIONS=60, BASIS_BODY_ORDER=None, PROBE_ROUNDS=1, PHYSICS_PROPERTIES="all")
     assert code == 0, events
     return output
 
