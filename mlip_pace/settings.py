@@ -108,7 +108,14 @@ def _scheduler(where: str | None) -> str | None:
     return where
 
 
-PROPERTIES = ("equation", "elastic")  # of crystals, in the order that they are computed in
+PROPERTIES = (
+    "equation",
+    "elastic",
+    "phonons",
+    "vacancies",
+    "surfaces",
+    "dynamics",
+)  # of crystals, in the order that they are computed in
 CUTOFFS = (4.5, 5.0, 5.5, 6.0, 7.0, 8.0)  # Å, that are tried for BASIS_CUTOFF=auto
 
 Positive = Annotated[float, Field(gt=0)]

@@ -17,9 +17,12 @@ from threadpoolctl import threadpool_limits
 
 from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.errors import JobError
-from mlip_pace.physics import crystals, elastic, volumes
+from mlip_pace.physics import crystals, defects, dynamics, elastic, phonons, volumes
 from mlip_pace.physics.crystals import Crystal, LeftOutError, Lowest
+from mlip_pace.physics.defects import Facet, Vacancy
+from mlip_pace.physics.dynamics import Dynamics
 from mlip_pace.physics.elastic import Elastic
+from mlip_pace.physics.phonons import Phonons
 from mlip_pace.physics.volumes import Equation
 from mlip_pace.publish.evaluate import Published
 from mlip_pace.run import pool
@@ -29,7 +32,10 @@ MOST = 12  # compositions
 LEAST = 60.0  # s, that it may take in any case
 FIRST = 0.5  # of the time, that the crystals may take
 CRYSTAL = "crystal"  # what each composition begins with
-MEASURES: dict[str, Callable[[Crystal, Any, float], Any]] = {"equation": volumes.of_crystal, "elastic": elastic.elastic}
+MEASURES: dict[str, Callable[[Crystal, Any, float], Any]] = {
+    "equation": volumes.of_crystal, "elastic": elastic.elastic, "phonons": phonons.phonons, "vacancies": defects.vacancies,
+    "surfaces": defects.surfaces, "dynamics": dynamics.dynamics,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class Known:
     crystal: Crystal
     equation: Equation | None = None
     elastic: Elastic | None = None
+    phonons: Phonons | None = None
+    vacancies: list[Vacancy] | None = None
+    surfaces: list[Facet] | None = None
+    dynamics: Dynamics | None = None
 
 
 @dataclass(frozen=True)

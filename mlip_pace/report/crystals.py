@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlip_pace.report.figures import Layer, Panel
 from mlip_pace.report.section import Section, Table
 
 TITLES = {
     "crystal": "the crystal itself",
     "equation": "equation of state",
     "elastic": "elastic constants",
+    "phonons": "phonons",
+    "vacancies": "vacancies",
+    "surfaces": "surfaces",
+    "dynamics": "molecular dynamics",
 }
 
 
@@ -25,8 +30,12 @@ def crystals_section(metadata: dict[str, Any]) -> Section:
     ]
     if not crystals:
         text = ["No structure of the data was found to be a crystal."]
-    tables = [_lattices(crystals), _equations(crystals), _elastic(crystals), _left_out(physics["left_out"])]
-    return Section("crystals", "Crystals", text, tables=[table for table in tables if table.rows])
+    makers = (_lattices, _equations, _elastic, _phonons, _vacancies, _surfaces, _dynamics)
+    tables = [*(make(crystals) for make in makers), _left_out(physics["left_out"])]
+    panels = [
+        _bands(name, found["bands"]) for name, known in crystals.items() if (found := known.get("phonons")) and "bands" in found
+    ]
+    return Section("crystals", "Crystals", text, panels, [table for table in tables if table.rows])
 
 
 def _lattices(crystals: dict[str, Any]) -> Table:
@@ -59,6 +68,73 @@ def _elastic(crystals: dict[str, Any]) -> Table:
             stable = "kept" if found["stable"] else f"broken: an eigenvalue is {found['lowest']:.1f} GPa"
             rows.append([name, constants, f"{found['bulk']:.1f}", f"{found['shear']:.1f}", stable])
     return Table("Elastic constants, GPa", ["composition", "C", "bulk modulus", "shear modulus", "Born's criteria"], rows)
+
+
+def _phonons(crystals: dict[str, Any]) -> Table:
+    rows = []
+    for name, known in crystals.items():
+        if found := known.get("phonons"):
+            imaginary = ", ".join(_mode(mode) for mode in found["imaginary"]) or "none"
+            optical = ", ".join(f"{frequency:.2f}" for frequency in dict.fromkeys(round(f, 2) for f in found["gamma"][-6:]))
+            rows.append([name, f"{found['highest']:.2f}", optical, imaginary, f"{found['share']:.1%}", str(found["atoms"])])
+    headers = ["composition", "highest", "optical at Γ (the highest)", "imaginary", "of all modes", "atoms of the supercell"]
+    return Table("Phonons, THz", headers, rows)
+
+
+def _mode(mode: dict[str, Any]) -> str:
+    q = "Γ" if mode["name"] == "G" else mode["name"] or "q"
+    return f"{q} ({', '.join(f'{x:g}' for x in mode['q'])}): {abs(mode['frequency']):.2f}i"
+
+
+def _bands(name: str, bands: dict[str, Any]) -> Panel:
+    """Frequencies along the path, with a dotted line at each special point."""
+    layers = [Layer("line", "", "ace", bands["distance"], branch) for branch in bands["frequencies"]]
+    layers += [Layer("mark", "", "faint", [at]) for at in dict.fromkeys(at for at, _ in bands["points"])]
+    path = " ".join(label.replace("G", "Γ") for _, label in bands["points"])
+    note = f"Dotted lines: {path}. A negative frequency is an imaginary one."
+    xlim = (0.0, bands["distance"][-1])
+    return Panel(f"phonons-{name}", f"{name}: phonons", "along the path, 1/Å", "frequency, THz", layers, note, xlim=xlim)
+
+
+def _vacancies(crystals: dict[str, Any]) -> Table:
+    rows = [
+        [name, one["site"], f"{one['energy']:.3f}", f"{one['unrelaxed']:.3f}", str(one["atoms"])]
+        for name, known in crystals.items()
+        for one in known.get("vacancies", [])
+    ]
+    return Table(
+        "Vacancies, eV", ["composition", "Wyckoff letter", "relaxed", "not relaxed", "atoms of the perfect cell"], rows
+    )
+
+
+def _surfaces(crystals: dict[str, Any]) -> Table:
+    rows = [
+        [name, f"({' '.join(map(str, one['indices']))})", f"{one['energy']:.3f}", f"{one['unrelaxed']:.3f}", str(one["atoms"])]
+        for name, known in crystals.items()
+        for one in known.get("surfaces", [])
+    ]
+    return Table("Surfaces, J/m²", ["composition", "facet", "relaxed", "not relaxed", "atoms of the slab"], rows)
+
+
+def _dynamics(crystals: dict[str, Any]) -> Table:
+    rows = [
+        [name, str(found["atoms"]), f"{found['nvt']:.2f} ps at {found['nvt_temperature']:.0f} K", f"{found['closest']:.2f}",
+         f"{found['displacement']:.2f}", f"{found['nve']:.2f} ps at {found['nve_temperature']:.0f} K", f"{found['drift']:.1e}",
+         f"{found['noise']:.1e}"]
+        for name, known in crystals.items()
+        if (found := known.get("dynamics"))
+    ]  # fmt: skip
+    headers = [
+        "composition",
+        "atoms",
+        "NVT",
+        "closest atoms, Å",
+        "displacement, Å",
+        "NVE",
+        "drift, eV/atom/ps",
+        "noise, eV/atom",
+    ]
+    return Table("Molecular dynamics: all atoms stay", headers, rows)
 
 
 def _left_out(left_out: list[dict[str, str]]) -> Table:

@@ -5,42 +5,25 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from ase.calculators.lj import LennardJones
 from ase.units import GPa
-from threadpoolctl import threadpool_limits
+from pairs import lennard_jones, relaxed
 
 from mlip_pace.arrays import VOIGT
 from mlip_pace.physics import crystals, elastic
-from mlip_pace.physics.crystals import Lowest
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the stage has it: these matrices are small."""
-    with threadpool_limits(1):
-        yield
-
-
-def relaxed(atoms, calculator, name="A"):
-    return crystals.crystal_of(Lowest(name, "made", atoms, 0.0), calculator, {})
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_those_of_a_lennard_jones_crystal_are_the_lattice_sums():
     """Of a pair potential, where every atom is a centre of symmetry and nothing is pressed:
     C_ijkl = 1/(2V) Σ (φ'' - φ'/r) r_i r_j r_k r_l / r^2 (M. Born, K. Huang, Dynamical Theory of Crystal Lattices, 1954).
     """
-    epsilon, sigma, cutoff = 0.4, 2.5, 9.0
-    found = relaxed(bulk("Cu", "fcc", a=3.9, cubic=True), LennardJones(epsilon=epsilon, sigma=sigma, rc=cutoff, smooth=False))
-    a = found.relaxed.lengths[0]
-    grid = np.array(np.meshgrid(*[np.arange(-6, 7)] * 3)).reshape(3, -1).T * a
-    points = np.concatenate([grid + a * np.array(shift) for shift in ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))])
-    r = np.linalg.norm(points, axis=1)
-    points, r = points[(r > 0.1) & (r < cutoff)], r[(r > 0.1) & (r < cutoff)]
-    first = 4 * epsilon * (-12 * sigma**12 / r**13 + 6 * sigma**6 / r**7)
-    second = 4 * epsilon * (156 * sigma**12 / r**14 - 42 * sigma**6 / r**8)
-    assert (first * r).sum() == pytest.approx(0, abs=1e-3 * np.abs(first * r).sum())  # at rest
-    tensor = np.einsum("n,ni,nj,nk,nl->ijkl", (second - first / r) / r**2, *[points] * 4) / (2 * a**3 / 4) / GPa
-    constants = elastic.elastic(found, LennardJones(epsilon=epsilon, sigma=sigma, rc=cutoff)).constants
+    crystal, calculator, pairs = lennard_jones()
+    r, pressure = pairs.r, pairs.first * pairs.r
+    assert pressure.sum() == pytest.approx(0, abs=1e-3 * np.abs(pressure).sum())  # at rest
+    weights = (pairs.second - pairs.first / r) / r**2
+    tensor = np.einsum("n,ni,nj,nk,nl->ijkl", weights, *[pairs.points] * 4) / (2 * pairs.a**3 / 4) / GPa
+    constants = elastic.elastic(crystal, calculator).constants
     assert constants["C11"] == pytest.approx(tensor[0, 0, 0, 0], rel=2e-3)
     assert constants["C12"] == pytest.approx(tensor[0, 0, 1, 1], rel=2e-3)
     assert constants["C44"] == pytest.approx(tensor[1, 2, 1, 2], rel=2e-3)
