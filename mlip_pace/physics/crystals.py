@@ -26,6 +26,7 @@ from mlip_pace.probe.ground import is_bulk
 from mlip_pace.run.stopping import raise_if_stopped
 
 SAME_PLACE = 0.05  # Å: atoms this far from places of a symmetry are taken to be on them; the relaxation then says
+IN_DATA = 5e-3  # Å: the same of structures that are as they are; a strain of half a percent is seen
 FIRST, LAST = 5e-3, 1e-4  # eV/Å: forces on atoms, and on the cell, after the first relaxation and after that of the crystal
 STEPS = 500  # of a relaxation
 HIGHER = 1e-3  # eV/atom that the symmetric structure may be above the one that it was found in
@@ -64,11 +65,11 @@ class Lattice:
     number: int
 
     @classmethod
-    def of(cls, atoms: Atoms) -> Lattice:
-        found = standard(atoms)
+    def of(cls, atoms: Atoms, within: float = SAME_PLACE) -> Lattice:
+        found = standard(atoms, within=within)
         conventional = atoms if found is None else found
         a, b, c, alpha, beta, gamma = conventional.cell.cellpar().tolist()
-        name, number = group_of(atoms)
+        name, number = group_of(atoms, within)
         return cls((a, b, c), (alpha, beta, gamma), float(atoms.cell.volume) / len(atoms), name, number)
 
 
@@ -151,7 +152,7 @@ def crystal_of(lowest: Lowest, calculator: Any, e0: Mapping[str, float], deadlin
     lattice, small = Lattice.of(best), len(best) <= LARGEST_CELL
     is_crystal = small and (lattice.number > 1 or len(best) <= WITHOUT_SYMMETRY)
     cell = Cell.of(best if conventional is None else conventional)
-    return Crystal(lowest.source, Lattice.of(given), lowest.energy, lattice, energy, cell, is_crystal)
+    return Crystal(lowest.source, Lattice.of(given, IN_DATA), lowest.energy, lattice, energy, cell, is_crystal)
 
 
 def relaxed(atoms: Atoms, calculator: Any, deadline: float = math.inf, cell: bool = False, fmax: float = LAST) -> Atoms:
@@ -190,28 +191,33 @@ def bare(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def standard(atoms: Atoms, primitive: bool = False) -> Atoms | None:
+def standard(atoms: Atoms, primitive: bool = False, within: float = SAME_PLACE) -> Atoms | None:
     """The standard cell of the crystal, idealized; none where spglib finds none."""
-    found = spglib.standardize_cell(_as_tuple(atoms), to_primitive=primitive, no_idealize=False, symprec=SAME_PLACE)
+    found = spglib.standardize_cell(_as_tuple(atoms), to_primitive=primitive, no_idealize=False, symprec=within)
     if found is None:
         return None
     lattice, positions, numbers = found
     return Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
 
 
-def group_of(atoms: Atoms) -> tuple[str, int]:
+def group_of(atoms: Atoms, within: float = SAME_PLACE) -> tuple[str, int]:
     """The space group: its symbol and number."""
-    found = spglib.get_symmetry_dataset(_as_tuple(atoms), symprec=SAME_PLACE)
+    found = symmetry_of(atoms, within)
     return ("P1", 1) if found is None else (str(found.international), int(found.number))
 
 
 def rotations_of(atoms: Atoms) -> Array:
     """The rotations of the point group, about Cartesian axes: (n, 3, 3)."""
-    found = spglib.get_symmetry_dataset(_as_tuple(atoms), symprec=SAME_PLACE)
+    found = symmetry_of(atoms)
     if found is None:
         return np.eye(3)[None]
     cell = atoms.cell.array.T
     return np.array([cell @ rotation @ np.linalg.inv(cell) for rotation in found.rotations])
+
+
+def symmetry_of(atoms: Atoms, within: float = SAME_PLACE) -> Any:
+    """spglib's dataset of a structure whose atoms are `within` (Å) of the places of its symmetry; none if it finds none."""
+    return spglib.get_symmetry_dataset(_as_tuple(atoms), symprec=within)
 
 
 def _as_tuple(atoms: Atoms) -> tuple[Any, Any, Any]:

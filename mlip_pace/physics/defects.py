@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import spglib
 from ase import Atoms, units
 from ase.build import surface
 
 from mlip_pace.arrays import Array
-from mlip_pace.physics.crystals import SAME_PLACE, Crystal, LeftOutError, energy_of, in_time, relaxed, repeated
+from mlip_pace.physics.crystals import SAME_PLACE, Crystal, LeftOutError, energy_of, in_time, relaxed, repeated, symmetry_of
 
 LENGTH, MOST_ATOMS = 10.0, 1000  # Å of a supercell at least; atoms at most
 FORCES = 1e-2  # eV/Å
@@ -29,7 +28,7 @@ COMPOUND = "of a compound it depends on the chemical potentials of the elements"
 
 @dataclass(frozen=True)
 class Vacancy:
-    """What the removal of an atom costs: its place (Wyckoff letter), atoms of the perfect supercell, relaxed and not, eV."""
+    """What the removal of an atom costs: its place (site symmetry), atoms of the perfect supercell, relaxed and not, eV."""
 
     site: str
     atoms: int
@@ -55,13 +54,13 @@ def vacancies(crystal: Crystal, calculator: Any, deadline: float = math.inf) -> 
     if len(perfect) > MOST_ATOMS:
         raise LeftOutError(f"a supercell of {LENGTH:g} Å would have {len(perfect)} atoms")
     whole, found = energy_of(perfect, calculator), []
-    for place, letter in _places(cell):
+    for place, site in _places(cell):
         without = perfect.copy()
         del without[place]
         share = len(without) / len(perfect) * whole
         unrelaxed = energy_of(without, calculator) - share
         energy = energy_of(relaxed(without, calculator, deadline, fmax=FORCES), calculator) - share
-        found.append(Vacancy(letter, len(perfect), energy, unrelaxed))
+        found.append(Vacancy(site, len(perfect), energy, unrelaxed))
     return found
 
 
@@ -115,9 +114,9 @@ def _element(crystal: Crystal) -> Atoms:
 
 
 def _places(cell: Atoms) -> list[tuple[int, str]]:
-    """An atom of each inequivalent place, with its Wyckoff letter."""
-    found = spglib.get_symmetry_dataset((cell.cell.array, cell.get_scaled_positions(), cell.numbers), symprec=SAME_PLACE)
+    """An atom of each inequivalent place, with its site symmetry."""
+    found = symmetry_of(cell)
     if found is None:
         return [(0, "")]
     first: Array = np.unique(found.equivalent_atoms)
-    return [(int(n), str(found.wyckoffs[n])) for n in first[:SITES]]
+    return [(int(n), str(found.site_symmetry_symbols[n])) for n in first[:SITES]]

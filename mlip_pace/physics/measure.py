@@ -17,9 +17,10 @@ from threadpoolctl import threadpool_limits
 
 from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.errors import JobError
-from mlip_pace.physics import crystals, defects, dynamics, elastic, phonons, volumes
+from mlip_pace.physics import crystals, defects, dft, dynamics, elastic, phonons, volumes
 from mlip_pace.physics.crystals import Crystal, LeftOutError, Lowest
 from mlip_pace.physics.defects import Facet, Vacancy
+from mlip_pace.physics.dft import Data
 from mlip_pace.physics.dynamics import Dynamics
 from mlip_pace.physics.elastic import Elastic
 from mlip_pace.physics.phonons import Phonons
@@ -31,7 +32,7 @@ from mlip_pace.settings import PhysicsSettings
 MOST = 12  # compositions
 LEAST = 60.0  # s, that it may take in any case
 FIRST = 0.5  # of the time, that the crystals may take
-CRYSTAL = "crystal"  # what each composition begins with
+CRYSTAL, DATA = "crystal", "data"  # what each composition begins with, and what the data say of it
 MEASURES: dict[str, Callable[[Crystal, Any, float], Any]] = {
     "equation": volumes.of_crystal, "elastic": elastic.elastic, "phonons": phonons.phonons, "vacancies": defects.vacancies,
     "surfaces": defects.surfaces, "dynamics": dynamics.dynamics,
@@ -52,6 +53,7 @@ class Known:
     """What is known of one composition. None: not measured (why is in `Physics.left_out`)."""
 
     crystal: Crystal
+    data: Data | None = None  # what the data say of the same crystal
     equation: Equation | None = None
     elastic: Elastic | None = None
     phonons: Phonons | None = None
@@ -113,6 +115,14 @@ def measure(
             else:
                 size, group = len(crystal.conventional.symbols), crystal.relaxed.space_group
                 left_out.append(LeftOut(composition, name, f"it relaxes to a cell of {size} atoms in {group}, no crystal"))
+    sought = [name for name, one in known.items() if one.crystal.is_crystal]
+    recognise = partial(_data, frame=frame, calculator=calculator, e0=e0, end=end)
+    recognised = pool.parallel_map(recognise, [known[name].crystal for name in sought], workers)
+    for composition, data in zip(sought, recognised, strict=True):
+        if isinstance(data, Data):
+            known[composition] = replace(known[composition], data=data)
+        else:
+            left_out.append(LeftOut(composition, DATA, data))
     done = pool.parallel_map(partial(_done, calculator=calculator, end=end), tasks, workers)
     for task, value in zip(tasks, done, strict=True):
         if isinstance(value, str):
@@ -133,6 +143,10 @@ class Task:
 
 def _crystal(lowest: Lowest, calculator: Any, e0: Mapping[str, float], end: float) -> Any:
     return _or_why_not(partial(crystals.crystal_of, lowest, calculator, e0, end))
+
+
+def _data(crystal: Crystal, frame: pd.DataFrame, calculator: Any, e0: Mapping[str, float], end: float) -> Any:
+    return _or_why_not(partial(dft.of_crystal, crystal, frame, calculator, e0, end))
 
 
 def _done(task: Task, calculator: Any, end: float) -> Any:

@@ -7,8 +7,10 @@ from typing import Any
 from mlip_pace.report.figures import Layer, Panel
 from mlip_pace.report.section import Section, Table
 
+ACE = "ACE + reference"
 TITLES = {
     "crystal": "the crystal itself",
+    "data": "what the data say of it",
     "equation": "equation of state",
     "elastic": "elastic constants",
     "phonons": "phonons",
@@ -26,7 +28,8 @@ def crystals_section(metadata: dict[str, Any]) -> Section:
     crystals = physics["crystals"]
     text = [
         "The bulk structure of lowest energy of each composition in the data, relaxed by the potential with its cell. "
-        "An energy is that relative to free atoms."
+        "Energies are relative to free atoms. What DFT says is what was recognised in the data: series of volumes, "
+        "strained cells, vacancies and slabs whose atoms are at rest."
     ]
     if not crystals:
         text = ["No structure of the data was found to be a crystal."]
@@ -52,22 +55,34 @@ def _lattices(crystals: dict[str, Any]) -> Table:
 
 
 def _equations(crystals: dict[str, Any]) -> Table:
-    rows = [
-        [name, f"{found['volume']:.3f}", f"{found['modulus']:.1f}", f"{found['derivative']:.2f}"]
-        for name, known in crystals.items()
-        if (found := known.get("equation"))
-    ]
-    return Table("Equations of state", ["composition", "V0, Å³/atom", "B0, GPa", "B0'"], rows)
+    rows = []
+    for name, known in crystals.items():
+        for label, found in ((ACE, known.get("equation")), ("DFT, a series of volumes", _data(known).get("equation"))):
+            if found:
+                rows.append([name, label, f"{found['volume']:.3f}", f"{found['modulus']:.1f}", f"{found['derivative']:.2f}"])
+    return Table("Equations of state", ["composition", "", "V0, Å³/atom", "B0, GPa", "B0'"], rows)
 
 
 def _elastic(crystals: dict[str, Any]) -> Table:
     rows = []
     for name, known in crystals.items():
         if found := known.get("elastic"):
-            constants = ", ".join(f"{which} {value:.1f}" for which, value in found["constants"].items())
             stable = "kept" if found["stable"] else f"broken: an eigenvalue is {found['lowest']:.1f} GPa"
-            rows.append([name, constants, f"{found['bulk']:.1f}", f"{found['shear']:.1f}", stable])
-    return Table("Elastic constants, GPa", ["composition", "C", "bulk modulus", "shear modulus", "Born's criteria"], rows)
+            rows.append([name, ACE, _constants(found["constants"]), f"{found['bulk']:.1f}", f"{found['shear']:.1f}", stable])
+        if constants := _data(known).get("elastic"):
+            rows.append([name, f"DFT, {_data(known)['strained']} strained cells", _constants(constants), "", "", ""])
+    headers = ["composition", "", "C", "bulk modulus", "shear modulus", "Born's criteria"]
+    return Table("Elastic constants, GPa", headers, rows)
+
+
+def _constants(constants: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in constants.items())
+
+
+def _data(known: dict[str, Any]) -> dict[str, Any]:
+    """What the data say of the crystal."""
+    found: dict[str, Any] = known.get("data", {})
+    return found
 
 
 def _phonons(crystals: dict[str, Any]) -> Table:
@@ -97,23 +112,28 @@ def _bands(name: str, bands: dict[str, Any]) -> Panel:
 
 
 def _vacancies(crystals: dict[str, Any]) -> Table:
-    rows = [
-        [name, one["site"], f"{one['energy']:.3f}", f"{one['unrelaxed']:.3f}", str(one["atoms"])]
-        for name, known in crystals.items()
-        for one in known.get("vacancies", [])
-    ]
-    return Table(
-        "Vacancies, eV", ["composition", "Wyckoff letter", "relaxed", "not relaxed", "atoms of the perfect cell"], rows
-    )
+    rows = []
+    for name, known in crystals.items():
+        for one in known.get("vacancies", []):
+            at = f"site symmetry {one['site']}, {one['atoms']} sites"
+            rows.append([name, at, f"{one['energy']:.3f}", f"{one['unrelaxed']:.3f}", ""])
+        for one in _data(known).get("vacancies", []):
+            rows.append([name, f"{one['source']}, {one['atoms']} sites", f"{one['potential']:.3f}", "", f"{one['dft']:.3f}"])
+    return Table("Vacancies, eV", ["composition", "", "relaxed", "not relaxed", "DFT of the same cell"], rows)
 
 
 def _surfaces(crystals: dict[str, Any]) -> Table:
-    rows = [
-        [name, f"({' '.join(map(str, one['indices']))})", f"{one['energy']:.3f}", f"{one['unrelaxed']:.3f}", str(one["atoms"])]
-        for name, known in crystals.items()
-        for one in known.get("surfaces", [])
-    ]
-    return Table("Surfaces, J/m²", ["composition", "facet", "relaxed", "not relaxed", "atoms of the slab"], rows)
+    rows = []
+    for name, known in crystals.items():
+        for one in known.get("surfaces", []):
+            rows.append([name, _facet(one), f"{one['atoms']} atoms", f"{one['energy']:.3f}", f"{one['unrelaxed']:.3f}", ""])
+        for one in _data(known).get("slabs", []):
+            rows.append([name, _facet(one), one["source"], f"{one['potential']:.3f}", "", f"{one['dft']:.3f}"])
+    return Table("Surfaces, J/m²", ["composition", "facet", "slab", "relaxed", "not relaxed", "DFT of the same slab"], rows)
+
+
+def _facet(one: dict[str, Any]) -> str:
+    return f"({' '.join(map(str, one['indices']))})"
 
 
 def _dynamics(crystals: dict[str, Any]) -> Table:
