@@ -125,12 +125,13 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
                 _frame(stages.subtract, "target"), published_as, collected.e0, settings.physics, end,
                 compute.threads))  # fmt: skip
             telling.say_physics(journal, known)
+            telling.say_warnings(journal, known.warnings)
             last.append(stages.physics)
         journal.enter("publish")
         made = sidecar.Made(collected, subtracted, searched, built, selected, trained, scores)
         metadata = sidecar.metadata(made, settings, inputs.described(), [*stages.before_evaluation(), *last])
         if known is not None:
-            metadata["physics"] = known.as_dict()
+            metadata |= {"physics": known.as_dict(), "warnings": metadata["warnings"] + known.warnings}
         result = potential.publish(
             output, stages.train.result, subtracted.reference, collected.elements, {**identity(stages.physics), **metadata},
             lambda so_far: drawn.draw(

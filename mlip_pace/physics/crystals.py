@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -161,10 +162,12 @@ def relaxed(atoms: Atoms, calculator: Any, deadline: float = math.inf, cell: boo
     moved.calc = calculator
     target = FrechetCellFilter(moved) if cell else moved
     optimizer = LBFGS(target, logfile=None, maxstep=0.1)  # type: ignore[arg-type]
-    for converged in optimizer.irun(fmax=fmax, steps=STEPS):
-        in_time(deadline)
-        if converged:
-            return bare(moved)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)  # by 1e-12, of the filter
+        for converged in optimizer.irun(fmax=fmax, steps=STEPS):
+            in_time(deadline)
+            if converged:
+                return bare(moved)
     raise LeftOutError(f"it did not relax in {STEPS} steps")
 
 

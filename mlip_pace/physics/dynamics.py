@@ -31,6 +31,7 @@ THERMOSTAT = 100.0  # fs
 EVERY = 5  # steps between looks
 CLOSE = 0.4  # of the nearest distance in the crystal: no two atoms come closer while they hold together
 SEED = 0
+BURST = "the crystal does not hold together"
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,7 @@ def _run(
         closest = min(closest, float(nearest(atoms, 6.0).min()))
         if closest < close or not np.isfinite(energies[-1]):
             raise LeftOutError(
-                f"after {number * step / 1000:.2f} ps at {TEMPERATURE:g} K two atoms are {closest:.2f} Å apart: "
-                "the crystal does not hold together"
+                f"after {number * step / 1000:.2f} ps at {TEMPERATURE:g} K two atoms are {closest:.2f} Å apart: " + BURST
             )
         if time.monotonic() > ends[0] and number >= least:
             break

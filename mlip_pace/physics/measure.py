@@ -33,6 +33,7 @@ MOST = 12  # compositions
 LEAST = 60.0  # s, that it may take in any case
 FIRST = 0.5  # of the time, that the crystals may take
 CRYSTAL, DATA = "crystal", "data"  # what each composition begins with, and what the data say of it
+DRIFT = 1e-5  # eV/atom/ps, that is told
 MEASURES: dict[str, Callable[[Crystal, Any, float], Any]] = {
     "equation": volumes.of_crystal, "elastic": elastic.elastic, "phonons": phonons.phonons, "vacancies": defects.vacancies,
     "surfaces": defects.surfaces, "dynamics": dynamics.dynamics,
@@ -68,6 +69,21 @@ class Physics:
 
     crystals: dict[str, Known] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know who simulates these crystals."""
+        said = []
+        for name, one in self.crystals.items():
+            if one.elastic and not one.elastic.stable:
+                said.append(f"{name} is not stable against strain: Born's criteria are broken")
+            if one.phonons and one.phonons.imaginary:
+                mode = one.phonons.imaginary[0]
+                at = f"{mode.name or 'q'} ({', '.join(f'{x:g}' for x in mode.q)})"
+                said.append(f"{name} has imaginary phonons, the largest at {at}: {abs(mode.frequency):.2f}i THz")
+            if one.dynamics and abs(one.dynamics.drift) > DRIFT:
+                said.append(f"the energy of {name} drifts by {one.dynamics.drift:.1e} eV/atom/ps: take a shorter time step")
+        return said + [f"{one.composition}: {one.reason}" for one in self.left_out if dynamics.BURST in one.reason]
 
     def as_dict(self) -> dict[str, Any]:
         """As the sidecar has it: without what was not measured."""

@@ -33,8 +33,9 @@ def crystals_section(metadata: dict[str, Any]) -> Section:
     ]
     if not crystals:
         text = ["No structure of the data was found to be a crystal."]
-    makers = (_lattices, _equations, _elastic, _phonons, _vacancies, _surfaces, _dynamics)
-    tables = [*(make(crystals) for make in makers), _left_out(physics["left_out"])]
+    makers = (_lattices, _equations, _elastic, _phonons, _vacancies, _surfaces)
+    shortest = min(metadata["basis"]["shortest"].values(), default=None)
+    tables = [*(make(crystals) for make in makers), _dynamics(crystals, shortest), _left_out(physics["left_out"])]
     panels = [
         _bands(name, found["bands"]) for name, known in crystals.items() if (found := known.get("phonons")) and "bands" in found
     ]
@@ -136,14 +137,14 @@ def _facet(one: dict[str, Any]) -> str:
     return f"({' '.join(map(str, one['indices']))})"
 
 
-def _dynamics(crystals: dict[str, Any]) -> Table:
-    rows = [
-        [name, str(found["atoms"]), f"{found['nvt']:.2f} ps at {found['nvt_temperature']:.0f} K", f"{found['closest']:.2f}",
-         f"{found['displacement']:.2f}", f"{found['nve']:.2f} ps at {found['nve_temperature']:.0f} K", f"{found['drift']:.1e}",
-         f"{found['noise']:.1e}"]
-        for name, known in crystals.items()
-        if (found := known.get("dynamics"))
-    ]  # fmt: skip
+def _dynamics(crystals: dict[str, Any], shortest: float | None) -> Table:
+    in_data = "" if shortest is None else f" ({shortest:.2f} in the data)"
+    rows = []
+    for name, known in crystals.items():
+        if found := known.get("dynamics"):
+            nvt, nve = (f"{found[run]:.2f} ps at {found[f'{run}_temperature']:.0f} K" for run in ("nvt", "nve"))
+            close, moved = f"{found['closest']:.2f}{in_data}", f"{found['displacement']:.2f}"
+            rows.append([name, str(found["atoms"]), nvt, close, moved, nve, f"{found['drift']:.1e}", f"{found['noise']:.1e}"])
     headers = [
         "composition",
         "atoms",
