@@ -1,12 +1,12 @@
 """Elastic constants, vacancies, surfaces and drift of published potentials, beside MTPs fitted to the same data by others.
 
-    .venv/bin/python benchmarks/physics.py job FOLDER/NAME/OUT...  > rows.md
-    PYTHON benchmarks/physics.py mtp SYMBOL=FILE.mtp...  >> rows.md
-    PYTHON benchmarks/physics.py dft SYMBOL=training.json...  >> rows.md
+    .venv/bin/python benchmarks/physics.py --headers job FOLDER/NAME/OUT...  > benchmarks/results/physics.md
+    .venv/bin/python benchmarks/physics.py mtp SYMBOL=FILE.mtp...  >> benchmarks/results/physics.md
+    .venv/bin/python benchmarks/physics.py dft SYMBOL=training.json...  >> benchmarks/results/physics.md
 
-OUT is the output path of a job (`sets.py prepare` writes sets that jobs can be run on). `mtp`: moment tensor potentials of
+OUT is the output path of a job (`sets.py prepare` writes sets that jobs can be run on). `mtp`: the moment tensor potentials of
 Zuo et al., J. Phys. Chem. A 124, 731 (2020), that lie in github materialsvirtuallab/maml
-(mvl_models/pes/Si/mtp.2020.01/fitted.mtp, …); PYTHON is one with this package's dependencies and `motep` (0.2.0), which reads and evaluates them. All are computed by
+(mvl_models/pes/Si/mtp.2020.01/fitted.mtp, …); it needs `motep` (0.2.0), which reads and evaluates them. All are computed by
 `mlip_pace.physics`, from the crystal as each potential has it. `dft`: what is recognised in their training data (mlearn's
 JSON), with their stresses, which the jobs are not given.
 """
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import Calculator, all_changes
 from ase.units import GPa
 from threadpoolctl import threadpool_limits
 
@@ -60,6 +61,23 @@ def job(out):
                  None, slabs, None, "")  # fmt: skip
 
 
+class OfAnySize(Calculator):
+    """motep's calculator keeps the neighbour list of so many atoms."""
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's interface)
+
+    def __init__(self, make):
+        super().__init__()
+        self.make, self.size = make, None
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        if len(atoms) != self.size:
+            self.size, self.inner = len(atoms), self.make()
+        self.inner.calculate(atoms, ["energy", "forces", "stress"], all_changes)
+        self.results = dict(self.inner.results)
+
+
 def mtp(symbol, file):
     """What an MTP gives, by the same functions."""
     from ase.data import atomic_numbers
@@ -68,7 +86,7 @@ def mtp(symbol, file):
 
     potential = read_mtp(file)
     potential.species = [atomic_numbers[symbol]]
-    calculator = MTP(potential, engine="numba")
+    calculator = OfAnySize(lambda: MTP(potential, engine="numba"))
     lattice, a = LATTICES[symbol]
     crystal = crystals.crystal_of(Lowest(symbol, "made", bulk(symbol, lattice, a=a, cubic=True), 0.0), calculator, {})
 

@@ -1,7 +1,8 @@
 """Elastic constants from strained cells of the data.
 
 A cell counts if it is a cell of the crystal strained by little, with the atoms where the strain takes them and at rest there.
-The constants come from stresses where all have them, σ = C:η, else from energies, E/V = σ:η + η:C:η/2, with Green's strain η.
+The constants come from stresses where all have them, σ = C:η, else from energies, E/V = σ:η + η:C:η/2, with Green's strain η;
+one that stresses and energies do not agree in is absent, since labels of one of them are wrong.
 Strains count in pairs of opposite sign, since the third order cancels in these. A constant that they leave open is absent.
 """
 
@@ -23,6 +24,7 @@ from mlip_pace.physics.crystals import Crystal, rotations_of, symmetry_of
 AT_REST = 0.05  # eV/Å: largest force
 LARGEST, SMALLEST = 0.025, 1e-4  # entries of a strain
 OPPOSITE = 0.1  # of a strain, that its opposite may differ by
+AGREE = 0.2, 2.0  # relative and GPa: what stresses and energies give of a constant, if it is to be told
 SURE = 1e-6  # of a constant, that the strains leave open at most
 
 
@@ -51,8 +53,17 @@ def of_data(crystal: Crystal, alike: pd.DataFrame, same: pd.DataFrame) -> tuple[
     paired = [n for n, one in enumerate(strains) if _has_opposite(one, strains, rotations)]
     if not paired:
         return None, 0
-    constants = fitted([strains[n] for n in paired], [targets[n] for n in paired], rotations, crystal.system)
+    strains, targets = [strains[n] for n in paired], [targets[n] for n in paired]
+    constants = fitted(strains, [energy for energy, _ in targets], None, rotations, crystal.system)
+    stresses = [stress for _, stress in targets if stress is not None]
+    if len(stresses) == len(strains):
+        by_stress = fitted(strains, None, stresses, rotations, crystal.system)
+        constants = {name: value for name, value in by_stress.items() if _agree(value, constants.get(name, value))}
     return (constants, len(paired)) if constants else (None, 0)
+
+
+def _agree(one: float, other: float) -> bool:
+    return abs(one - other) < AGREE[0] * max(abs(one), abs(other)) + AGREE[1]
 
 
 def _strained(reference: Any, alike: pd.DataFrame) -> Iterator[tuple[Array, Any]]:
@@ -85,22 +96,19 @@ def _has_opposite(strain: Array, strains: list[Array], rotations: Array) -> bool
 
 
 def fitted(
-    strains: list[Array], targets: list[tuple[float, Array | None]], rotations: Array, system: str
-) -> dict[str, float]:  # fmt: skip
-    """The independent constants (GPa) that strains (3, 3) determine, with energies (eV/Å^3) and stresses (3, 3) or None."""
+    strains: list[Array], energies: list[float] | None, stresses: list[Array] | None, rotations: Array, system: str
+) -> dict[str, float]:
+    """The independent constants (GPa) that strains (3, 3) determine, with stresses (3, 3), or else energies, in eV/Å^3."""
     basis = _basis(rotations)
-    if all(stress is not None for _, stress in targets):
+    if stresses is not None:
         rows = [np.einsum("kijmn,mn->kij", basis, strain)[:, *VOIGT].T for strain in strains]
-        wanted = [stress[VOIGT] for _, stress in targets if stress is not None]
+        wanted = [stress[VOIGT] for stress in stresses]
     else:
         pressed = np.array([_symmetric(np.eye(3)[i][:, None] * np.eye(3)[j], rotations) for i, j in zip(*VOIGT, strict=True)])
-        rows = [
-            np.concatenate([np.einsum("kijmn,ij,mn->k", basis, strain, strain) / 2, np.einsum("kij,ij->k", pressed, strain)])[
-                None
-            ]
-            for strain in strains
-        ]
-        wanted = [np.array([energy]) for energy, _ in targets]
+        second = [np.einsum("kijmn,ij,mn->k", basis, strain, strain) / 2 for strain in strains]
+        first = [np.einsum("kij,ij->k", pressed, strain) for strain in strains]
+        rows = [np.concatenate(both)[None] for both in zip(second, first, strict=True)]
+        wanted = [np.array([energy]) for energy in energies or []]
     design, values = np.concatenate(rows), np.concatenate(wanted)
     sizes = np.abs(design).max(axis=0)
     constants = np.arange(len(sizes)) < len(basis)  # the other columns are those of the pressure on the crystal

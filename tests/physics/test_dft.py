@@ -150,3 +150,11 @@ def test_stresses_are_those_of_tension():
     pulled = frame[dataset.STRESS][4]
     assert pulled[0, 0] / GPa == pytest.approx(0.02 * 172.6, rel=0.2)
     assert dft.of_crystal(copper(), frame, EMT(), {}).elastic["C12"] == pytest.approx(115.4, rel=0.02)
+
+
+def test_a_constant_in_which_energies_and_stresses_do_not_agree_is_absent():
+    cell = copper().atoms()
+    frame = frame_of([cell, *strained(cell, range(6))], stress=True)
+    for stress in frame[dataset.STRESS]:
+        stress[[0, 0, 1, 1, 2, 2], [1, 2, 0, 2, 0, 1]] *= -1  # as if shear had the other sign
+    assert set(dft.of_crystal(copper(), frame, EMT(), {}).elastic) == {"C11", "C12"}
