@@ -6,12 +6,10 @@ it has been run with the same inputs. Heavy data passes through files that pacem
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,12 +27,13 @@ from mlip_pace.ace.basis import Basis, BasisFile, Section
 from mlip_pace.collect import columns, dataset
 from mlip_pace.collect.dataset import Collected
 from mlip_pace.collect.files import InputFile, digests_of, find_files
-from mlip_pace.errors import BusyError, GateError, JobError, OtherResultError, SettingsError, TimeLimitError, WorthlessError
+from mlip_pace.errors import BusyError, GateError, OtherResultError, SettingsError, TimeLimitError, WorthlessError
+from mlip_pace.physics import measure
 from mlip_pace.publish import evaluate, potential, sidecar
 from mlip_pace.publish.committee import Asked
 from mlip_pace.publish.potential import SIDECAR, Potential
 from mlip_pace.reference import Subtracted
-from mlip_pace.report import telling
+from mlip_pace.report import drawn, telling
 from mlip_pace.run import child, gpu, limits
 from mlip_pace.run.compute import Compute, cluster_of
 from mlip_pace.run.log import Journal
@@ -52,7 +51,7 @@ T = TypeVar("T")
 SEARCH_SHARE = 0.25  # of the time limit, that the search for the basis may take
 
 # The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE = 2, 1, 1, 2, 4, 3
+COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE, PHYSICS = 2, 1, 1, 2, 4, 3, 1
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -104,7 +103,8 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
             settings.training.max_epochs))  # fmt: skip
         telling.say_selected(journal, selected)
 
-        compute = replace(compute, deadline=_deadline(settings, begin))
+        # Evaluation and publishing take less than all before the training.
+        compute = replace(compute, deadline=_deadline(settings, begin, time.monotonic() - begin))
         chosen = selection.chosen_in(stages.select.folder)
         trained = stage(stages.train, Trained, lambda folder: fit.fit(folder, fit.Task(
             _frame(stages.subtract, "target"), chosen, settings.selection.max_structures is not None, built,
@@ -121,12 +121,24 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         telling.say_warnings(journal, scores.warnings)
 
         beyond.close()  # the cluster is no longer needed
+        known, done = None, stages.ending(scored)
+        if settings.physics.names and trained.complete:
+            end = measure.deadline(begin, settings.physics.share, _deadline(settings, begin, scored.seconds))
+            known = stage(stages.physics, measure.Physics, lambda _: measure.measure(
+                _frame(stages.subtract, "target"), published_as, collected.e0, settings.physics, end,
+                compute.threads))  # fmt: skip
+            telling.say_physics(journal, known)
+            telling.say_warnings(journal, known.warnings)
+            done.append(stages.physics)
         journal.enter("publish")
         made = sidecar.Made(collected, subtracted, searched, built, selected, trained, scores)
-        described = identity(stages.evaluate) | sidecar.metadata(made, settings, inputs.described(), stages.ending(scored))
+        described = identity(stages.physics) | sidecar.metadata(made, settings, inputs.described(), done)
+        if known is not None:
+            described |= {"physics": known.as_dict(), "warnings": described["warnings"] + known.warnings}
         result = potential.publish(
             output, (stages.train.result, scored.result), subtracted.reference, collected.elements, described,
-            lambda so_far: _draw_report(journal, so_far, stages, scored, compute.threads))  # fmt: skip
+            lambda so_far: drawn.draw(
+                journal, so_far, stages.select.folder, stages.train.result, scored.folder, compute.threads))  # fmt: skip
         journal.say(f"published {result.path}")
         journal.say(evaluate.error_table(scores.errors), errors=scores.errors)
         if not trained.complete:
@@ -189,6 +201,7 @@ class Stages:
     select: Stage
     train: Stage
     evaluate: Stage
+    physics: Stage
 
     def ending(self, evaluate: Stage) -> list[Stage]:
         return [self.collect, self.subtract, self.basis, self.select, self.train, evaluate]
@@ -272,7 +285,10 @@ class Inputs:
         of_fit = {**training, "override": override, "probe": group["probe"]}
         train = plan(work, "5-train", TRAIN, of_fit, select, reach=settings.training.max_epochs)
         score = plan(work, "6-evaluate", EVALUATE, {**group["evaluate"], "committee": settings.output.committee}, train)
-        return Stages(collect, subtract, found, select, train, score)
+        # Of the same potential other properties are no other result: what there is goes on to them.
+        physics = plan(work, "7-physics", PHYSICS, {"names": settings.physics.names, "share": settings.physics.share}, score)
+        physics = replace(physics, lineage=score.lineage)
+        return Stages(collect, subtract, found, select, train, score, physics)
 
     def described(self) -> list[dict[str, str]]:
         """Name, format and SHA-256 of each file."""
@@ -340,9 +356,9 @@ def already_published(settings: Settings, stages: Stages) -> Potential | None:
     found = potential.intact(settings.output.path / SIDECAR)
     if found is None:
         return None
-    if found.metadata["fingerprint"] == stages.evaluate.fingerprint:
+    if found.metadata["fingerprint"] == stages.physics.fingerprint:
         return found if found.metadata["complete"] else None
-    if not settings.output.overwrite and not leads_to(stages.evaluate, found.metadata):
+    if not settings.output.overwrite and not leads_to(stages.physics, found.metadata):
         raise OtherResultError(
             f"{settings.output.path} holds the potential of other inputs or settings",
             "set MLIP_PACE_OUTPUT_OVERWRITE=1 (the old result is kept aside), or give another MLIP_PACE_OUTPUT_PATH",
@@ -354,12 +370,11 @@ def _frame(stage: Stage, name: str) -> pd.DataFrame:
     return columns.load(stage.folder / name)
 
 
-def _deadline(settings: Settings, begin: float) -> float:
-    """When the training has to stop, so that evaluation and publishing still fit in: they take less than all before."""
+def _deadline(settings: Settings, begin: float, rest: float) -> float:
+    """When a stage has to stop, so that what follows and takes about `rest` seconds still fits in."""
     if settings.run.time_limit is None:
         return math.inf
-    rest = child.SECONDS_TO_END + max(10.0, time.monotonic() - begin)
-    return begin + settings.run.time_limit - rest
+    return begin + settings.run.time_limit - child.SECONDS_TO_END - max(10.0, rest)
 
 
 def _so_far(evaluation: Stage, trained: Trained) -> Stage:
@@ -379,22 +394,3 @@ def _device(settings: Settings, journal: Journal) -> str:
     if name is None and reason:
         journal.warn(f"there is a GPU, but TensorFlow cannot use it and computes on the CPU: {reason}")
     return name or "cpu"
-
-
-def _draw_report(journal: Journal, so_far: Potential, stages: Stages, scored: Stage, workers: int) -> str | None:
-    """report.html; without it a potential is still one, so that what goes wrong here is a warning."""
-    # Matplotlib wants to write, and without a home or a temporary directory only the output path can be written.
-    os.environ.setdefault("MPLCONFIGDIR", str((stages.train.result / "scratch").resolve()))
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # pyace has logging print all that libraries say
-    try:
-        from mlip_pace.report import page  # takes its time
-
-        return page.draw(so_far, stages.select.folder, stages.train.result, scored.folder, workers)
-    except JobError:
-        raise
-    except Exception as error:
-        (scored.folder / "report.log").write_text(traceback.format_exc())
-        warning = f"no report.html: {type(error).__name__}: {error}; the whole story is in {scored.folder / 'report.log'}"
-        journal.warn(warning)
-        so_far.metadata["warnings"].append(warning)
-        return None

@@ -92,12 +92,30 @@ def _ladder(steps: list[float] | None) -> list[float] | None:
     return steps
 
 
+def _properties(value: Any) -> Any:
+    return value if value in ("all", "none") else _split(value)
+
+
+def _known(names: str | list[str]) -> str | list[str]:
+    if isinstance(names, list) and (unknown := [name for name in names if name not in PROPERTIES]):
+        raise ValueError(f"{', '.join(unknown)}: all, none, or some of {', '.join(PROPERTIES)}, is expected")
+    return names
+
+
 def _scheduler(where: str | None) -> str | None:
     if where is not None and "://" in where and not re.fullmatch(r"(tcp|tls)://.+:\d+", where):
         raise ValueError("tcp://host:8786, tls://host:8786, or the path of a scheduler file")
     return where
 
 
+PROPERTIES = (
+    "equation",
+    "elastic",
+    "phonons",
+    "vacancies",
+    "surfaces",
+    "dynamics",
+)  # of crystals, in the order that they are computed in
 CUTOFFS = (4.5, 5.0, 5.5, 6.0, 7.0, 8.0)  # Å, that are tried for BASIS_CUTOFF=auto
 
 Positive = Annotated[float, Field(gt=0)]
@@ -108,6 +126,7 @@ TimeLimit = Annotated[Positive | None, BeforeValidator(_duration)]
 PerConfigType = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_per_config_type)]
 Scheduler = Annotated[str | None, AfterValidator(_scheduler)]
 LadderStep = Annotated[list[float] | None, BeforeValidator(_split), AfterValidator(_ladder)]
+Properties = Annotated[Literal["all", "none"] | list[str], BeforeValidator(_properties), AfterValidator(_known)]
 AutoOrPositive = Literal["auto"] | Positive
 
 
@@ -228,6 +247,20 @@ class ProbeSettings(Group):
     share: float = setting(0.2, "of the time of the fit, that the search may take; a minute in any case", gt=0, le=1)
 
 
+class PhysicsSettings(Group):
+    """What the potential says of the crystals of its data."""
+
+    properties: Properties = setting(
+        "all", f"of the crystals of the data, that are computed for the report: {', '.join(PROPERTIES)}; or all, or none"
+    )
+    share: float = setting(0.2, "of the time of the job, that they may take; a minute in any case", gt=0, le=1)
+
+    @property
+    def names(self) -> list[str]:
+        """Those that are computed, in the order that they are computed in."""
+        return [name for name in PROPERTIES if self.properties == "all" or name in self.properties]
+
+
 class EvaluateSettings(Group):
     max_energy_rmse: Positive | None = setting(None, "quality gate on the test set (exit code 81)", "eV/atom")
     max_forces_rmse: Positive | None = setting(None, "quality gate on the test set (exit code 81)", "eV/Å")
@@ -267,6 +300,7 @@ class Settings(BaseModel):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    physics: PhysicsSettings = Field(default_factory=PhysicsSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)
     run: RunSettings = Field(default_factory=RunSettings)
     origins: dict[str, str] = Field(default_factory=dict)
@@ -303,6 +337,7 @@ GROUPS: dict[str, type[Group]] = {
     "training": TrainingSettings,
     "probe": ProbeSettings,
     "evaluate": EvaluateSettings,
+    "physics": PhysicsSettings,
     "output": OutputSettings,
     "run": RunSettings,
 }

@@ -11,6 +11,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
+from threadpoolctl import threadpool_limits
 
 from mlip_pace.ace import basis
 from mlip_pace.collect import dataset
@@ -49,6 +50,7 @@ SMALL = {
     "TRAINING_MAX_EPOCHS": 0,
     "DATA_TEST_FRACTION": 0.1,
     "PROBE_ROUNDS": 0,
+    "PHYSICS_PROPERTIES": "none",
 }
 
 
@@ -80,7 +82,9 @@ def mlip_pace(output, data=EXAMPLES, command="run", **settings):
 def trained(tmp_path_factory):
     """The output folder of a job with a real fit of a few iterations."""
     output = tmp_path_factory.mktemp("job") / "out"
-    code, events, _ = mlip_pace(output, TRAINING_MAX_EPOCHS=5, TRAINING_DISPLAY_STEP=1, PROBE_ROUNDS=1)
+    code, events, _ = mlip_pace(
+        output, TRAINING_MAX_EPOCHS=5, TRAINING_DISPLAY_STEP=1, PROBE_ROUNDS=1, PHYSICS_PROPERTIES="equation"
+    )
     assert code == 0, events
     return output
 
@@ -89,7 +93,13 @@ def trained(tmp_path_factory):
 def demo(tmp_path_factory):
     """The output folder of a job with 60 functions and the linear start alone: seconds, and good enough for physics."""
     output = tmp_path_factory.mktemp("demo") / "out"
-    code, events, _ = mlip_pace(output, BASIS_FUNCTIONS=60, BASIS_BODY_ORDER=None, PROBE_ROUNDS=1)
+    code, events, _ = mlip_pace(
+        output,
+        BASIS_FUNCTIONS=60,
+        BASIS_BODY_ORDER=None,
+        PROBE_ROUNDS=1,
+        PHYSICS_PROPERTIES="equation,elastic,phonons,vacancies,surfaces",
+    )
     assert code == 0, events
     return output
 
@@ -118,6 +128,13 @@ def labelled(atoms: Atoms, energy: float, forces=None, **results) -> Atoms:
 def design_rows(on, structures):
     """For each structure the rows (1 + 3 n + 6, functions) of energy, forces and virial, by `expansion.py`."""
     return [of_c for of_c, _ in basis.expansion(on).rows(structures, stress=True)]
+
+
+@pytest.fixture
+def one_thread():
+    """As our processes have it: many threads that multiply small matrices wait for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture

@@ -182,7 +182,9 @@ def test_the_active_set_grades_new_structures(trained):
 
 def test_a_finished_job_runs_nothing_again(trained):
     before = {p: p.stat().st_mtime_ns for p in (trained / "work").rglob("*")}
-    code, events, _ = mlip_pace(trained, TRAINING_MAX_EPOCHS=5, TRAINING_DISPLAY_STEP=1, PROBE_ROUNDS=1)
+    code, events, _ = mlip_pace(
+        trained, TRAINING_MAX_EPOCHS=5, TRAINING_DISPLAY_STEP=1, PROBE_ROUNDS=1, PHYSICS_PROPERTIES="equation"
+    )
     assert code == 0
     assert any("already published" in e["message"] for e in events)
     assert before == {p: p.stat().st_mtime_ns for p in (trained / "work").rglob("*")}

@@ -14,7 +14,7 @@ import mlip_pace
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What belongs to an extra: imported only where it is needed, inside a function or in a room of its own.
-EXTRAS = {"matplotlib": "report", "markupsafe": "report", "tensorflow": "train"}
+EXTRAS = {"matplotlib": "report", "markupsafe": "report", "phonopy": "report", "tensorflow": "train"}
 EXTRAS |= dict.fromkeys(("cloudpickle", "dask", "distributed"), "cluster")
 
 

@@ -15,6 +15,7 @@ FLOORS = [
     {"probe"},
     {"train"},
     {"publish"},
+    {"physics"},
     {"report"},
     {"job"},
     {"estimate"},

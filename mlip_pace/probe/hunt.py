@@ -128,9 +128,10 @@ class Outcome:
 
 def trials(hunted: Hunted, number: int) -> list[Trial]:
     """Those of a round."""
-    random = max(RANDOM, len(VOLUMES) * len(hunted.compositions))
+    # Eight atoms may be too few for the only composition that the data have, that of a high-entropy alloy, say.
+    random, dynamics = (max(RANDOM, len(VOLUMES) * len(hunted.compositions)), DYNAMICS) if hunted.compositions else (0, 0)
     volumes = len(COMPRESSED_TO) * min(LOWEST, len(hunted.ground.structures))
-    counts = {"random": random, "compressed": COMPRESSED, "dynamics": DYNAMICS, "volumes": volumes}
+    counts = {"random": random, "compressed": COMPRESSED, "dynamics": dynamics, "volumes": volumes}
     # The long ones first.
     return [Trial(kind, number, n) for kind, count in reversed(counts.items()) for n in range(count)]
 

@@ -17,6 +17,7 @@ from mlip_pace.collect import columns
 from mlip_pace.publish.potential import Potential
 from mlip_pace.report import figures
 from mlip_pace.report.accuracy import errors_section, parity_section, where_section
+from mlip_pace.report.crystals import crystals_section
 from mlip_pace.report.evidence import basis_section, validation_section
 from mlip_pace.report.holes import holes_section
 from mlip_pace.report.learning import learning_section, selection_section
@@ -41,6 +42,7 @@ def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path, workers
         learning_section(metadata, fitted),
         validation_section(metadata),
         basis_section(metadata),
+        crystals_section(metadata),
         dimer_section(potential, fitted / "potential.yace", calculator.cutoff),
         volume_section(potential, frame, calculator),
         holes_section(metadata),

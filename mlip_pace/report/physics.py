@@ -13,9 +13,10 @@ import pandas as pd
 
 from mlip_pace.ace.evaluators import pair_energies
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, composition
+from mlip_pace.physics import volumes
+from mlip_pace.physics.volumes import Equation
 from mlip_pace.publish.potential import Potential
 from mlip_pace.reference import pair_name
-from mlip_pace.report import volumes
 from mlip_pace.report.figures import Layer, Panel, rounded
 from mlip_pace.report.section import Section, Table
 
@@ -72,7 +73,13 @@ def volume_section(potential: Potential, frame: pd.DataFrame, calculator: Any) -
                    Layer("points", "DFT", "ink", rounded(family.volume), rounded(dft), names)])
         )  # fmt: skip
         at_dft = [volumes.cohesive(potential, calculator, first, volume) for volume in family.volume]
-        rows.append([title, *volumes.equation_of_state(family.volume, dft), *volumes.equation_of_state(family.volume, at_dft)])
+        found = (volumes.equation_of_state(family.volume, energies) for energies in (dft, at_dft))
+        rows.append([title, *(text for equation in found for text in _told(equation))])
     text = ["Structures of the data that differ only in volume. V0 and B0: Birch-Murnaghan, fitted to the same volumes."]
     headers = ["series", "V0 DFT, Å³/atom", "B0 DFT, GPa", "V0 ACE, Å³/atom", "B0 ACE, GPa"]
     return Section("volumes", "Equations of state", text if panels else [], panels, [Table("", headers, rows)] if rows else [])
+
+
+def _told(equation: Equation | None) -> list[str]:
+    """V0 and B0 as text; empty if the volumes do not embrace a minimum."""
+    return ["", ""] if equation is None else [f"{equation.volume:.2f}", f"{equation.modulus:.1f}"]

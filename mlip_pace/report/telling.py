@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlip_pace.collect.dataset import Collected
+from mlip_pace.physics.measure import Physics
 from mlip_pace.reference import Subtracted
 from mlip_pace.run.log import Journal
 from mlip_pace.selection import Selected
@@ -72,3 +73,17 @@ def say_trained(journal: Journal, trained: Trained) -> None:
         f"{held.rows} structures made up raised the loss by {held.loss_rise:.1%}" if held.closed else "the fit stays as it is"
     )
     journal.say(f"{held.ended}; {done}")
+
+
+def say_physics(journal: Journal, physics: Physics) -> None:
+    for name, known in physics.crystals.items():
+        lattice = known.crystal.relaxed
+        said = f"{name}: {lattice.space_group}, {lattice.volume:.3f} Å^3/atom, {known.crystal.energy:.4f} eV/atom"
+        if known.elastic:
+            constants = ", ".join(f"{which} {value:.1f}" for which, value in known.elastic.constants.items())
+            said += f"; {constants} GPa"
+        journal.say(said)
+    for one in physics.left_out[:20]:
+        journal.say(f"{one.composition}, {one.property}: left out: {one.reason}")
+    if len(physics.left_out) > 20:
+        journal.say(f"… and {len(physics.left_out) - 20} more; all are in potential.json, physics.left_out")

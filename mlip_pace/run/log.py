@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
-STAGES = ("collect", "subtract", "basis", "select", "train", "evaluate", "publish")
+STAGES = ("collect", "subtract", "basis", "select", "train", "evaluate", "physics", "publish")
 
 
 class Journal:

@@ -106,6 +106,15 @@ def test_between_compositions_the_hull_and_a_margin_beyond_them_nothing():
     assert sorted(map("".join, compositions)) == ["AlAlAlAlMgMgMgMg", "Mg" * 8]
 
 
+def test_a_composition_that_eight_atoms_cannot_have_is_compressed_alone():
+    atoms = bulk("Cu").repeat((5, 1, 1))
+    atoms.symbols = "CoCrFeMnNi"
+    known = ground.Ground([atoms], [ground.Curve(-4.0, 12.0, 1.0)])
+    hunted = hunt.Hunted(known, [atoms], {"Co-Cr": 2.2}, 0)
+    assert hunted.compositions == []
+    assert {trial.kind for trial in hunt.trials(hunted, 0)} == {"compressed", "volumes"}
+
+
 def test_a_hole_that_was_put_in_is_found(target, fitted, tmp_path):
     """A row that no data contain draws the fit to -20 eV/atom at half of the volume of Al."""
     on, data = fitted

@@ -1,11 +1,14 @@
 """Energy against volume: the series in the data that differ in nothing else, the same curve by a potential, V0 and B0.
 
+The equation of state is that of Birch and Murnaghan, of third order (F. Birch, Phys. Rev. 71, 809 (1947)), as ASE fits it.
 Volumes in Å^3/atom, energies in eV/atom relative to the sum of E0, bulk moduli in GPa (1 eV/Å^3 = 160.2177 GPa).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,12 @@ from scipy.spatial import cKDTree
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.dataset import ATOMS
+from mlip_pace.physics.crystals import Crystal, LeftOutError, energy_of, relaxed
 from mlip_pace.publish.potential import Potential
 
 SAME_SHAPE = 1e-3  # of scaled positions, and of the cell at volume 1
 LEAST_VOLUMES = 5  # of a curve
+RANGE, POINTS, FORCES = (0.94, 1.06), 9, 1e-3  # volumes of a crystal relative to the relaxed one; eV/Å after a relaxation
 
 
 def families(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -68,13 +73,39 @@ def cohesive(potential: Potential, calculator: Any, atoms: Atoms, volume: float)
     return float((calculator.results["energy"] + potential.reference.evaluate(scaled)[0] - free) / len(atoms))
 
 
-def equation_of_state(volumes: Iterable[float], energies: Iterable[float]) -> list[str]:
-    """V0 (Å^3/atom) and B0 (GPa) as text; empty if the volumes do not embrace a minimum."""
+@dataclass(frozen=True)
+class Equation:
+    """Of state: volume of lowest energy (Å^3/atom), bulk modulus there (GPa), its derivative by pressure."""
+
+    volume: float
+    modulus: float
+    derivative: float
+
+
+def equation_of_state(volumes: Iterable[float], energies: Iterable[float]) -> Equation | None:
+    """That of energies (eV/atom) at volumes (Å^3/atom); nothing if the volumes do not embrace a minimum."""
     v, e = np.array(list(volumes)), np.array(list(energies))
     if not 0 < int(e.argmin()) < len(e) - 1:
-        return ["", ""]
+        return None
+    curve = EquationOfState(v, e, eos="birchmurnaghan")
     try:
-        v0, _, b0 = EquationOfState(v, e, eos="birchmurnaghan").fit(warn=False)
+        v0, _, b0 = curve.fit(warn=False)
     except (RuntimeError, ValueError):
-        return ["", ""]
-    return [f"{v0:.2f}", f"{b0 / GPa:.1f}"]
+        return None
+    return Equation(float(v0), float(b0 / GPa), float(curve.eos_parameters[2]))
+
+
+def of_crystal(crystal: Crystal, calculator: Any, deadline: float = math.inf) -> Equation:
+    """The equation of state of a crystal whose cell keeps its shape; the atoms relax. Raises `LeftOutError`."""
+    atoms = crystal.primitive()
+    grid = np.linspace(*RANGE, POINTS) * float(atoms.cell.volume)
+    energies = []
+    for volume in grid:
+        scaled = atoms.copy()
+        scaled.set_cell(atoms.cell * np.cbrt(volume / atoms.cell.volume), scale_atoms=True)
+        scaled = relaxed(scaled, calculator, deadline, fmax=FORCES)
+        energies.append(energy_of(scaled, calculator) / len(atoms))
+    found = equation_of_state(grid / len(atoms), energies)
+    if found is None:
+        raise LeftOutError("its energy has no minimum within 6 % of its volume")
+    return found

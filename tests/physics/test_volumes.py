@@ -11,7 +11,7 @@ from conftest import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_pace.report import volumes
+from mlip_pace.physics import volumes
 
 EV_PER_CUBIC_ANGSTROM = 160.2176634  # GPa; CODATA 2018
 
@@ -26,14 +26,15 @@ def birch_murnaghan(volume, v0, b0, slope):
 def test_the_values_of_a_made_curve_are_found(v0, b0, slope, depth):
     grid = v0 * np.linspace(0.9, 1.1, 9)
     found = volumes.equation_of_state(grid, birch_murnaghan(grid, v0, b0, slope) - depth)
-    assert float(found[0]) == pytest.approx(v0, abs=0.011)
-    assert float(found[1]) == pytest.approx(b0, rel=2e-3, abs=0.11)
+    assert found.volume == pytest.approx(v0, abs=1e-3)
+    assert found.modulus == pytest.approx(b0, rel=2e-3)
+    assert found.derivative == pytest.approx(slope, rel=0.05)
 
 
 @pytest.mark.parametrize("part", [slice(0, 5), slice(4, 9)])
 def test_without_a_minimum_there_are_no_values(part):
     grid = 16 * np.linspace(0.9, 1.1, 9)
-    assert volumes.equation_of_state(grid[part], birch_murnaghan(grid, 16, 75, 4)[part]) == ["", ""]
+    assert volumes.equation_of_state(grid[part], birch_murnaghan(grid, 16, 75, 4)[part]) is None
 
 
 # V0 (Å^3/atom) and B0 (GPa) by PBE with other codes and finer series: K. Lejaeghere et al., Science 351, aad3000 (2016).

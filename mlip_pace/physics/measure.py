@@ -1,0 +1,182 @@
+"""The stage: what the published potential says of the crystals of its data, property by property, within a time.
+
+Each property of each crystal is a task of its own, done by processes of this machine; the same property of all crystals comes
+before the next one. What cannot be had is named with the reason, and so is what there was no time for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from mlip_pace.ace.calculator import PotentialCalculator
+from mlip_pace.errors import JobError
+from mlip_pace.physics import crystals, defects, dft, dynamics, elastic, phonons, volumes
+from mlip_pace.physics.crystals import Crystal, LeftOutError, Lowest
+from mlip_pace.physics.defects import Facet, Vacancy
+from mlip_pace.physics.dft import Data
+from mlip_pace.physics.dynamics import Dynamics
+from mlip_pace.physics.elastic import Elastic
+from mlip_pace.physics.phonons import Phonons
+from mlip_pace.physics.volumes import Equation
+from mlip_pace.publish.evaluate import Published
+from mlip_pace.run import pool
+from mlip_pace.settings import PhysicsSettings
+
+MOST = 12  # compositions
+LEAST = 60.0  # s, that it may take in any case
+FIRST = 0.5  # of the time, that the crystals may take
+CRYSTAL, DATA = "crystal", "data"  # what each composition begins with, and what the data say of it
+DRIFT = 1e-5  # eV/atom/ps, that is told
+MEASURES: dict[str, Callable[[Crystal, Any, float], Any]] = {
+    "equation": volumes.of_crystal, "elastic": elastic.elastic, "phonons": phonons.phonons, "vacancies": defects.vacancies,
+    "surfaces": defects.surfaces, "dynamics": dynamics.dynamics,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was not measured, and why."""
+
+    composition: str
+    property: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one composition. None: not measured (why is in `Physics.left_out`)."""
+
+    crystal: Crystal
+    data: Data | None = None  # what the data say of the same crystal
+    equation: Equation | None = None
+    elastic: Elastic | None = None
+    phonons: Phonons | None = None
+    vacancies: list[Vacancy] | None = None
+    surfaces: list[Facet] | None = None
+    dynamics: Dynamics | None = None
+
+
+@dataclass(frozen=True)
+class Physics:
+    """What the potential says of crystals, by composition, and what was left out."""
+
+    crystals: dict[str, Known] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know who simulates these crystals."""
+        said = []
+        for name, one in self.crystals.items():
+            if one.elastic and not one.elastic.stable:
+                said.append(f"{name} is not stable against strain: Born's criteria are broken")
+            if one.phonons and one.phonons.imaginary:
+                mode = one.phonons.imaginary[0]
+                at = f"{mode.name or 'q'} ({', '.join(f'{x:g}' for x in mode.q)})"
+                said.append(f"{name} has imaginary phonons, the largest at {at}: {abs(mode.frequency):.2f}i THz")
+            if one.dynamics and abs(one.dynamics.drift) > DRIFT:
+                said.append(f"the energy of {name} drifts by {one.dynamics.drift:.1e} eV/atom/ps: take a shorter time step")
+        return said + [f"{one.composition}: {one.reason}" for one in self.left_out if dynamics.BURST in one.reason]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the sidecar has it: without what was not measured."""
+        return {
+            "crystals": {name: _present(asdict(known)) for name, known in self.crystals.items()},
+            "left_out": [asdict(one) for one in self.left_out],
+        }
+
+
+def _present(values: Any) -> Any:
+    return (
+        {name: _present(value) for name, value in values.items() if value is not None} if isinstance(values, dict) else values
+    )
+
+
+def deadline(begun: float, share: float, last: float) -> float:
+    """When to end (of time.monotonic): after a share of all the time of a job that began then, but LEAST seconds in any case;
+    never after the last, and of the time up to that no more than the share.
+    """
+    now = time.monotonic()
+    enough = max(LEAST, (now - begun) * share / (1 - share)) if share < 1 else float("inf")
+    return min(last, now + min(enough, share * (last - begun)))
+
+
+def measure(
+    frame: pd.DataFrame, published: Published, e0: Mapping[str, float], settings: PhysicsSettings, end: float, workers: int
+) -> Physics:
+    """The stage. `frame` is that of the data (columns of `dataset.py`); `end` is when to end (of time.monotonic)."""
+    lowest, without = crystals.lowest_of(frame)
+    left_out = [LeftOut(name, CRYSTAL, "no structure of it in the data is bulk") for name in without]
+    left_out += [LeftOut(one.composition, CRYSTAL, f"{MOST} compositions are looked at") for one in lowest[MOST:]]
+    calculator, now = PotentialCalculator(published.potential, published.reference), time.monotonic()
+    find = partial(_crystal, calculator=calculator, e0=e0, end=now + FIRST * (end - now))
+    known = dict[str, Known]()
+    for one, crystal in zip(lowest, pool.parallel_map(find, lowest[:MOST], workers), strict=False):
+        if isinstance(crystal, Crystal):
+            known[one.composition] = Known(crystal)
+        else:
+            left_out.append(LeftOut(one.composition, CRYSTAL, crystal))
+    tasks = list[Task]()
+    for name in settings.names:
+        for composition, crystal in ((composition, one.crystal) for composition, one in known.items()):
+            if crystal.is_crystal:
+                tasks.append(Task(name, composition, crystal))
+            else:
+                size, group = len(crystal.conventional.symbols), crystal.relaxed.space_group
+                left_out.append(LeftOut(composition, name, f"it relaxes to a cell of {size} atoms in {group}, no crystal"))
+    sought = [name for name, one in known.items() if one.crystal.is_crystal]
+    recognise = partial(_data, frame=frame, calculator=calculator, e0=e0, end=end)
+    recognised = pool.parallel_map(recognise, [known[name].crystal for name in sought], workers)
+    for composition, data in zip(sought, recognised, strict=True):
+        if isinstance(data, Data):
+            known[composition] = replace(known[composition], data=data)
+        else:
+            left_out.append(LeftOut(composition, DATA, data))
+    done = pool.parallel_map(partial(_done, calculator=calculator, end=end), tasks, workers)
+    for task, value in zip(tasks, done, strict=True):
+        if isinstance(value, str):
+            left_out.append(LeftOut(task.composition, task.property, value))
+        else:
+            known[task.composition] = replace(known[task.composition], **{task.property: value})
+    return Physics(known, left_out)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One property of one composition."""
+
+    property: str
+    composition: str
+    crystal: Crystal
+
+
+def _crystal(lowest: Lowest, calculator: Any, e0: Mapping[str, float], end: float) -> Any:
+    return _or_why_not(partial(crystals.crystal_of, lowest, calculator, e0, end))
+
+
+def _data(crystal: Crystal, frame: pd.DataFrame, calculator: Any, e0: Mapping[str, float], end: float) -> Any:
+    return _or_why_not(partial(dft.of_crystal, crystal, frame, calculator, e0, end))
+
+
+def _done(task: Task, calculator: Any, end: float) -> Any:
+    return _or_why_not(partial(MEASURES[task.property], task.crystal, calculator, end))
+
+
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # matrices are small: more threads wait for each other
+def _or_why_not(function: Callable[[], Any]) -> Any:
+    """What a function returns, or the reason why there is nothing. A page is no reason for a job to fail."""
+    try:
+        return function()
+    except JobError:
+        raise
+    except LeftOutError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
