@@ -63,6 +63,11 @@ def say_trained(journal: Journal, trained: Trained) -> None:
     say_warnings(journal, trained.warnings)
     loss = f", loss {trained.loss:.4g}" if trained.loss is not None else ""
     journal.say(f"{trained.iterations} iterations{loss}: {trained.stopped}")
+    if (known := trained.uncertainty) is not None:
+        journal.say(
+            f"68 % of the errors of {known.structures} held-out structures are within σ, which is at least "
+            f"{1e3 * known.energy.floor:.2g} meV/atom and {known.forces.floor:.2g} eV/Å"
+        )
     if (held := trained.held) is None:
         return
     for number, one in enumerate(held.rounds, 1):
