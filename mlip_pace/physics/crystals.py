@@ -31,7 +31,7 @@ IN_DATA = 5e-3  # Å: the same of structures that are as they are; a strain of h
 FIRST, LAST = 5e-3, 1e-4  # eV/Å: forces on atoms, and on the cell, after the first relaxation and after that of the crystal
 STEPS = 500  # of a relaxation
 HIGHER = 1e-3  # eV/atom that the symmetric structure may be above the one that it was found in
-VOLUMES = 0.6, 1.6  # of the structure in the data, that it may relax to
+VOLUMES = 0.6, 1.6  # of a structure, that it may relax to
 LARGEST_CELL, WITHOUT_SYMMETRY = 60, 16  # atoms of the primitive cell of what counts as a crystal; of one that has no symmetry
 
 
@@ -141,9 +141,6 @@ def crystal_of(lowest: Lowest, calculator: Any, e0: Mapping[str, float], deadlin
     """What a structure of the data relaxes to, its cell with it. Raises `LeftOutError`."""
     given = lowest.atoms
     first = relaxed(given, calculator, deadline, cell=True, fmax=FIRST)
-    ratio = float(first.cell.volume) / float(given.cell.volume)
-    if not VOLUMES[0] < ratio < VOLUMES[1]:
-        raise LeftOutError(f"it relaxes to {ratio:.2f} times its volume in the data")
     best, energy = first, cohesive(first, calculator, e0)
     if (symmetric := standard(first, primitive=True)) is not None:
         last = relaxed(symmetric, calculator, deadline, cell=True, fmax=LAST)
@@ -166,9 +163,15 @@ def relaxed(atoms: Atoms, calculator: Any, deadline: float = math.inf, cell: boo
         warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)  # by 1e-12, of the filter
         for converged in optimizer.irun(fmax=fmax, steps=STEPS):
             in_time(deadline)
+            ratio = float(moved.cell.volume / atoms.cell.volume)
+            if not VOLUMES[0] < ratio < VOLUMES[1]:
+                raise LeftOutError(f"it relaxes away: to {ratio:.2f} times its volume and beyond")
             if converged:
                 return bare(moved)
-    raise LeftOutError(f"it did not relax in {STEPS} steps")
+    force = float(np.abs(moved.get_forces()).max())
+    raise LeftOutError(
+        f"it did not relax in {STEPS} steps: there are forces of {force:.2g} eV/Å, at {ratio:.2f} times its volume"
+    )
 
 
 def in_time(deadline: float) -> None:

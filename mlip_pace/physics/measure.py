@@ -32,7 +32,7 @@ from mlip_pace.settings import PhysicsSettings
 MOST = 12  # compositions
 LEAST = 60.0  # s, that it may take in any case
 FIRST = 0.5  # of the time, that the crystals may take
-CRYSTAL, DATA = "crystal", "data"  # what each composition begins with, and what the data say of it
+CRYSTAL, DATA, REST = "crystal", "data", "rest"  # what each composition begins with, what the data say, all that follows
 DRIFT = 1e-5  # eV/atom/ps, that is told
 MEASURES: dict[str, Callable[[Crystal, Any, float], Any]] = {
     "equation": volumes.of_crystal, "elastic": elastic.elastic, "phonons": phonons.phonons, "vacancies": defects.vacancies,
@@ -123,14 +123,10 @@ def measure(
             known[one.composition] = Known(crystal)
         else:
             left_out.append(LeftOut(one.composition, CRYSTAL, crystal))
-    tasks = list[Task]()
-    for name in settings.names:
-        for composition, crystal in ((composition, one.crystal) for composition, one in known.items()):
-            if crystal.is_crystal:
-                tasks.append(Task(name, composition, crystal))
-            else:
-                size, group = len(crystal.conventional.symbols), crystal.relaxed.space_group
-                left_out.append(LeftOut(composition, name, f"it relaxes to a cell of {size} atoms in {group}, no crystal"))
+    for composition, crystal in ((composition, one.crystal) for composition, one in known.items()):
+        if not crystal.is_crystal:
+            size, group = len(crystal.conventional.symbols), crystal.relaxed.space_group
+            left_out.append(LeftOut(composition, REST, f"it relaxes to a cell of {size} atoms in {group}, no crystal"))
     sought = [name for name, one in known.items() if one.crystal.is_crystal]
     recognise = partial(_data, frame=frame, calculator=calculator, e0=e0, end=end)
     recognised = pool.parallel_map(recognise, [known[name].crystal for name in sought], workers)
@@ -139,6 +135,7 @@ def measure(
             known[composition] = replace(known[composition], data=data)
         else:
             left_out.append(LeftOut(composition, DATA, data))
+    tasks = [Task(name, composition, known[composition].crystal) for name in settings.names for composition in sought]
     done = pool.parallel_map(partial(_done, calculator=calculator, end=end), tasks, workers)
     for task, value in zip(tasks, done, strict=True):
         if isinstance(value, str):

@@ -11,6 +11,7 @@ ACE = "ACE + reference"
 TITLES = {
     "crystal": "the crystal itself",
     "data": "what the data say of it",
+    "rest": "all but its lattice",
     "equation": "equation of state",
     "elastic": "elastic constants",
     "phonons": "phonons",

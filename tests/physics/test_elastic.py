@@ -44,7 +44,7 @@ def test_a_strained_and_shaken_supercell_relaxes_to_its_crystal():
 
 def test_what_relaxes_away_is_told():
     apart = Atoms("Cu4", np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]) * 4.4, cell=[4.4] * 3, pbc=True)
-    with pytest.raises(crystals.LeftOutError, match=r"relaxes to 0\.\d\d times its volume"):
+    with pytest.raises(crystals.LeftOutError, match=r"relaxes away: to 0\.[56]\d times its volume"):
         relaxed(apart, EMT())
 
 

@@ -1,0 +1,154 @@
+"""The stage: what is in the sidecar can be computed again, and what is left out has its reason."""
+
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from conftest import labelled, mlip_pace
+
+from mlip_pace import load_calculator
+from mlip_pace.collect import dataset
+from mlip_pace.physics import crystals, elastic, measure
+from mlip_pace.physics.crystals import Cell
+from mlip_pace.physics.measure import LeftOut
+from mlip_pace.publish.evaluate import Published
+from mlip_pace.publish.potential import Potential, intact
+from mlip_pace.settings import PhysicsSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def published(demo):
+    """The published potential of the example data, and what `measure` says of structures with labels."""
+    potential = Potential.load(demo / "potential.json")
+
+    def measured(structures, seconds=60.0, properties="equation"):
+        frame = pd.DataFrame(
+            {
+                dataset.ATOMS: [Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc) for a in structures],
+                dataset.SOURCE: [f"made#{n}" for n in range(len(structures))],
+                dataset.ENERGY: [a.get_potential_energy() for a in structures],
+                dataset.ENERGY_ATOMS: 0.0,
+                dataset.FORCES: [a.get_forces() for a in structures],
+                "name": "",
+            }
+        )
+        settings = PhysicsSettings(properties=properties)
+        given = Published(potential.path, potential.reference, None)
+        end = time.monotonic() + seconds
+        return measure.measure(frame, given, potential.metadata["e0"]["energies"], settings, end, 2)
+
+    return potential, measured
+
+
+def test_what_the_sidecar_says_can_be_computed_again(demo):
+    metadata = Potential.load(demo / "potential.json").metadata
+    known, calculator = metadata["physics"]["crystals"], load_calculator(demo / "potential.json")
+    assert {name: one["crystal"]["relaxed"]["space_group"] for name, one in known.items()} == {
+        "Al": "Fm-3m", "Mg": "P6_3/mmc", "AlMg": "P-6m2", "Al3Mg": "Pm-3m", "AlMg3": "Pm-3m",
+    }  # fmt: skip
+    for one in known.values():
+        conventional = Cell(**one["crystal"]["conventional"]).atoms()
+        assert crystals.cohesive(conventional, calculator, metadata["e0"]["energies"]) == pytest.approx(
+            one["crystal"]["energy"]
+        )
+        conventional.calc = calculator
+        assert np.abs(conventional.get_forces()).max() < 2e-3
+        assert np.abs(conventional.get_stress()).max() < 2e-5  # 3 MPa
+    atoms = crystals.standard(Cell(**known["Mg"]["crystal"]["conventional"]).atoms(), primitive=True)
+    again = elastic.Elastic.of(elastic.tensor_of(atoms, calculator), "hexagonal", crystals.rotations_of(atoms))
+    assert again.constants == pytest.approx(known["Mg"]["elastic"]["constants"], rel=1e-3)
+    assert set(metadata["physics"]["crystals"]["AlMg"]) == {"crystal", "data", "equation", "elastic", "phonons"}
+    assert {(one["composition"], one["property"]) for one in metadata["physics"]["left_out"]} == {
+        (name, what) for name in ("AlMg", "Al3Mg", "AlMg3") for what in ("vacancies", "surfaces")
+    }
+
+
+# B0 by PBE: K. Lejaeghere et al., Science 351, aad3000 (2016); elastic constants as measured near 0 K: C. Kittel, Introduction
+# to Solid State Physics (114, 62, 32 GPa); the highest phonon as measured: R. Stedman, G. Nilsson, Phys. Rev. 145, 492 (1966).
+def test_the_numbers_of_aluminium_are_those_one_knows_by_heart(demo):
+    known = Potential.load(demo / "potential.json").metadata["physics"]["crystals"]["Al"]
+    assert known["crystal"]["relaxed"]["lengths"] == pytest.approx([4.05] * 3, abs=0.03)
+    assert known["equation"]["modulus"] == pytest.approx(77.6, rel=0.15)
+    assert known["data"]["equation"]["modulus"] == pytest.approx(77.6, rel=0.2)
+    assert known["elastic"]["bulk"] == pytest.approx(known["equation"]["modulus"], rel=0.05)
+    for name, value in {"C11": 114, "C12": 62, "C44": 32}.items():
+        assert known["elastic"]["constants"][name] == pytest.approx(value, rel=0.3), name
+    assert known["elastic"]["stable"]
+    assert known["phonons"]["highest"] == pytest.approx(9.6, rel=0.15)  # longitudinal, at X
+
+
+def test_other_properties_of_the_same_potential_are_no_other_result(tmp_path):
+    assert mlip_pace(tmp_path)[0] == 0
+    first = (tmp_path / "potential.json").read_bytes()
+    assert "physics" not in Potential.load(tmp_path / "potential.json").metadata
+    code, events, _ = mlip_pace(tmp_path, PHYSICS_PROPERTIES="equation")
+    assert code == 0
+    skipped = {e["stage"] for e in events if e.get("message") == "unchanged, not run again"}
+    assert skipped == {"collect", "subtract", "basis", "select", "train", "evaluate"}
+    assert (tmp_path / "previous-1" / "potential.json").read_bytes() == first
+    metadata = intact(tmp_path / "potential.json").metadata
+    assert "equation" in metadata["physics"]["crystals"]["Al"]
+    assert metadata["seconds"]["physics"] > 0
+    code, events, _ = mlip_pace(tmp_path, PHYSICS_PROPERTIES="equation")
+    assert any("already published" in e["message"] for e in events)
+
+
+def test_molecules_and_what_is_no_crystal_are_told(published):
+    _, measured = published
+    dimer = labelled(Atoms("Al2", [[0, 0, 0], [0, 0, 2.5]]), -5.0)
+    found = measured([dimer])
+    assert (found.crystals, found.left_out) == ({}, [LeftOut("Al", "crystal", "no structure of it in the data is bulk")])
+    rng = np.random.default_rng(3)
+    glass = bulk("Al", cubic=True).repeat(2)
+    glass.positions += rng.uniform(-1.2, 1.2, glass.positions.shape)
+    found = measured([labelled(glass, -100.0)])
+    if found.crystals:  # it may have found its way to the crystal
+        assert found.crystals["Al"].crystal.is_crystal == (found.crystals["Al"].equation is not None)
+    assert found.crystals or found.left_out
+
+
+def test_what_there_is_no_time_for_is_named(published):
+    _, measured = published
+    atoms = labelled(bulk("Al"), -3.7)
+    found = measured([atoms], seconds=0.0)
+    assert (found.crystals, found.left_out) == ({}, [LeftOut("Al", "crystal", "there was no time for it")])
+
+
+def test_an_error_of_a_library_is_a_reason_and_no_end(published, monkeypatch):
+    _, measured = published
+
+    def broken(*_):
+        raise ZeroDivisionError("of a library")
+
+    monkeypatch.setitem(measure.MEASURES, "equation", broken)
+    (said,) = measured([labelled(bulk("Al"), -3.7)]).left_out
+    assert said == LeftOut("Al", "equation", "ZeroDivisionError: of a library")
+
+
+@pytest.mark.parametrize(("spent", "share", "last", "seconds"), [
+    (10.0, 0.2, np.inf, 60.0),  # a minute in any case
+    (1000.0, 0.2, np.inf, 250.0),  # a fifth of 1250
+    (1000.0, 0.2, 50.0, 50.0),  # what is left
+    (10.0, 0.2, 140.0, 30.0),  # a fifth of the 150 that a time limit leaves
+    (1000.0, 1.0, np.inf, np.inf),
+])  # fmt: skip
+def test_the_time_is_a_share_of_the_job(spent, share, last, seconds):
+    now = time.monotonic()
+    found = measure.deadline(now - spent, share, now + last) - now
+    assert found == pytest.approx(seconds, abs=0.5)
+
+
+def test_without_phonopy_all_but_phonons_is_there(published, monkeypatch):
+    _, measured = published
+    monkeypatch.setitem(sys.modules, "phonopy", None)
+    found = measured([labelled(bulk("Al"), -3.7)], properties=["equation", "phonons"])
+    assert found.crystals["Al"].equation is not None
+    (said,) = found.left_out
+    assert said.property == "phonons"
+    assert "phonopy" in said.reason
