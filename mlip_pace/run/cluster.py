@@ -126,7 +126,7 @@ class DaskCluster:
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """`map(function, items)` on the workers; results in the order of the items."""
-        size = max(1, len(items) // (16 * self._threads()))  # several small ones in a task, as processes have them
+        size = pool.several(len(items), self._threads())
         with self._sent(function) as sent:
             calls = (self._call(worker.results, sent, items[n : n + size]) for n in range(0, len(items), size))
             for future in self._ended(calls):

@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import operator
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +30,8 @@ R = TypeVar("R")
 A = TypeVar("A", bound="Addable")
 
 ARITY = 8  # neighbours that are added up before their sum goes into the next level of the tree
+AHEAD = 4  # tasks for each worker that are under way, or done and waiting to be taken: they are in memory
+SEVERAL = 8  # items of a task at most
 TASKS = 128  # of a sum, about, at most: what each hands back may be as large as the whole
 
 
@@ -64,10 +67,14 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T], workers: Worker
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(workers, len(items)), context, _start_worker, (function, items)) as pool:
         try:
-            # Many small items a few at a time: each message takes half a millisecond.
-            for result in pool.map(_work, range(len(items)), chunksize=max(1, len(items) // (16 * workers))):
-                raise_if_stopped()
-                yield result
+            tasks = iter(chunks(range(len(items)), several(len(items), workers)))
+            under_way = deque(pool.submit(_work, task) for task in islice(tasks, AHEAD * workers))
+            while under_way:
+                results = under_way.popleft().result()
+                under_way.extend(pool.submit(_work, task) for task in islice(tasks, 1))
+                for result in results:
+                    raise_if_stopped()
+                    yield result
         except BrokenProcessPool:
             if limits.out_of_memory_kills() > kills:
                 raise OutOfMemoryError("a worker process ran out of memory", "fewer MLIP_PACE_RUN_THREADS need less") from None
@@ -85,6 +92,11 @@ def parallel_sums(function: Callable[[T], A], groups: Sequence[Sequence[T]], wor
     tasks = blocks(groups, TASKS)
     results = parallel_map(partial(sum_of, function), [block for some in tasks for block in some], workers)
     return [tree_sum(islice(results, len(some))) for some in tasks]
+
+
+def several(items: int, workers: int) -> int:
+    """How many items make a task: small ones a few at a time, since each message takes half a millisecond."""
+    return max(1, min(SEVERAL, items // (16 * workers)))
 
 
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -133,6 +145,6 @@ def _start_worker(function: Callable[[Any], Any], items: Sequence[Any]) -> None:
     _task = function, items
 
 
-def _work(item: int) -> Any:
+def _work(task: Sequence[int]) -> list[Any]:
     function, items = _task
-    return function(items[item])
+    return [function(items[item]) for item in task]

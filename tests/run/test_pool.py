@@ -1,7 +1,9 @@
 """The parallel map and the sums: the same results for any number of workers."""
 
+import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -34,6 +36,24 @@ def test_what_a_worker_raises_is_raised():
 
 def test_results_come_in_the_order_of_the_items():
     assert list(pool.parallel_map(lambda n: n**2, range(50), 2)) == [n**2 for n in range(50)]
+
+
+def test_results_that_nobody_takes_do_not_pile_up():
+    done = multiprocessing.Value("i", 0)
+
+    def counted(item):
+        with done.get_lock():
+            done.value += 1
+        return item
+
+    results = pool.parallel_map(counted, range(2000), 2)
+    next(results)
+    before = -1
+    while before != done.value:
+        before = done.value
+        time.sleep(0.3)
+    assert done.value <= (2 * pool.AHEAD + 1) * pool.SEVERAL
+    assert list(results) == list(range(1, 2000))
 
 
 def unlike(count):
