@@ -40,7 +40,7 @@ def row(*cells):
 def told(symbol, by, a, constants, vacancy, facets, highest, drift):
     cells = [f"{constants[name]:.1f}" if name in constants else "" for name in ("C11", "C12", "C44")]
     surfaces = [f"{facets[indices]:.2f}" if indices in facets else "" for indices in ((1, 0, 0), (1, 1, 0), (1, 1, 1))]
-    row(symbol, by, f"{a:.4f}", *cells, "" if vacancy is None else f"{vacancy:.3f}", *surfaces,
+    row(symbol, by, "" if a is None else f"{a:.4f}", *cells, "" if vacancy is None else f"{vacancy:.3f}", *surfaces,
         "" if highest is None else f"{highest:.2f}", drift)  # fmt: skip
 
 
@@ -57,8 +57,9 @@ def job(out):
         data = known["data"]
         if data.get("elastic") or data["slabs"]:
             slabs = {tuple(one["indices"]): one["dft"] for one in data["slabs"]}
-            told(symbol, "DFT, as the job recognised it", known["crystal"]["in_data"]["lengths"][0], data.get("elastic") or {},
-                 None, slabs, None, "")  # fmt: skip
+            in_data, relaxed = (known["crystal"][which] for which in ("in_data", "relaxed"))
+            a = in_data["lengths"][0] if in_data["number"] == relaxed["number"] else None
+            told(symbol, "DFT, as the job recognised it", a, data.get("elastic") or {}, None, slabs, None, "")
 
 
 class OfAnySize(Calculator):
