@@ -25,7 +25,7 @@ from ase.units import GPa
 from threadpoolctl import threadpool_limits
 
 from mlip_pace.collect import dataset
-from mlip_pace.physics import crystals, defects, dft, dynamics, elastic, phonons
+from mlip_pace.physics import crystals, defects, dft, elastic, phonons
 from mlip_pace.physics.crystals import LeftOutError, Lowest
 
 LATTICES = {"Si": ("diamond", 5.47), "Ge": ("diamond", 5.76), "Mo": ("bcc", 3.17), "Li": ("bcc", 3.43)}
@@ -40,7 +40,7 @@ def row(*cells):
 def told(symbol, by, a, constants, vacancy, facets, highest, drift):
     cells = [f"{constants[name]:.1f}" if name in constants else "" for name in ("C11", "C12", "C44")]
     surfaces = [f"{facets[indices]:.2f}" if indices in facets else "" for indices in ((1, 0, 0), (1, 1, 0), (1, 1, 1))]
-    row(symbol, by, f"{a:.4f}", *cells, "" if vacancy is None else f"{vacancy:.3f}", *surfaces,
+    row(symbol, by, "" if a is None else f"{a:.4f}", *cells, "" if vacancy is None else f"{vacancy:.3f}", *surfaces,
         "" if highest is None else f"{highest:.2f}", drift)  # fmt: skip
 
 
@@ -57,8 +57,9 @@ def job(out):
         data = known["data"]
         if data.get("elastic") or data["slabs"]:
             slabs = {tuple(one["indices"]): one["dft"] for one in data["slabs"]}
-            told(symbol, "DFT, as the job recognised it", known["crystal"]["in_data"]["lengths"][0], data.get("elastic") or {},
-                 None, slabs, None, "")  # fmt: skip
+            in_data, relaxed = (known["crystal"][which] for which in ("in_data", "relaxed"))
+            a = in_data["lengths"][0] if in_data["number"] == relaxed["number"] else None
+            told(symbol, "DFT, as the job recognised it", a, data.get("elastic") or {}, None, slabs, None, "")
 
 
 class OfAnySize(Calculator):
@@ -98,10 +99,9 @@ def mtp(symbol, file):
 
     facets = {facet.indices: facet.energy for facet in had(defects.surfaces) or []}
     (vacancy,) = had(defects.vacancies) or [None]
-    found, run = had(phonons.phonons), had(dynamics.dynamics)
-    drift = f"{run.drift:.1e} ({run.nve:.1f} ps, {run.atoms} atoms)" if run else ""
+    found = had(phonons.phonons)
     told(symbol, "MTP (Zuo et al.)", crystal.relaxed.lengths[0], had(elastic.elastic).constants, vacancy and vacancy.energy,
-         facets, found and found.highest, drift)  # fmt: skip
+         facets, found and found.highest, "")  # fmt: skip
 
 
 def data(symbol, file):

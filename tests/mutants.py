@@ -37,6 +37,10 @@ TESTS = {
     "mlip_pace/selection.py": "tests/test_selection.py",
     "mlip_pace/reference.py": "tests/test_reference.py",
     "mlip_pace/publish/": "tests/publish",
+    "mlip_pace/physics/measure.py": "tests/physics/test_measure.py",
+    "mlip_pace/physics/dft.py": "tests/physics/test_dft.py",
+    "mlip_pace/physics/strained.py": "tests/physics/test_dft.py",
+    "mlip_pace/physics/": "tests/physics",
     "mlip_pace/report/": "tests/report",
     "mlip_pace/run/": "tests/run",
     "mlip_pace/estimate.py": "tests/test_estimate.py",
@@ -49,7 +53,7 @@ MODULES = (
     "mlip_pace/ace/kernels.py", "mlip_pace/ace/expansion.py", "mlip_pace/ace/functions.py", "mlip_pace/ace/basis.py",
     "mlip_pace/ace/core.py", "mlip_pace/train/weights.py", "mlip_pace/train/linear.py", "mlip_pace/train/radial.py",
     "mlip_pace/train/crossvalidation.py", "mlip_pace/train/search.py", "mlip_pace/selection.py", "mlip_pace/reference.py",
-    "mlip_pace/estimate.py", "mlip_pace/publish/evaluate.py", "mlip_pace/report/verdict.py", "mlip_pace/report/volumes.py",
+    "mlip_pace/estimate.py", "mlip_pace/publish/evaluate.py", "mlip_pace/report/verdict.py", "mlip_pace/physics/volumes.py",
     "mlip_pace/train/hold.py", "mlip_pace/probe/ground.py", "mlip_pace/probe/hunt.py", "mlip_pace/collect/columns.py",
     "mlip_pace/sources.py", "mlip_pace/run/child.py", "mlip_pace/run/limits.py", "mlip_pace/run/log.py",
     "mlip_pace/run/steps.py",
@@ -77,7 +81,7 @@ NAMED = [  # file, what is there, the fault in its place
     ("mlip_pace/train/pacemaker.py", "memory_of_an_atom(functions) * atoms_in_batch", "0.0 * atoms_in_batch"),
     ("mlip_pace/report/verdict.py", "def verdict_word(", "def verdict_word(*_):\n    return WORDS[0]\n\n\ndef _unused("),
     ("mlip_pace/report/verdict.py", "def advice(", "def advice(*_):\n    return []\n\n\ndef _unused2("),
-    ("mlip_pace/report/volumes.py", "/ GPa", "* 1.0"),
+    ("mlip_pace/physics/volumes.py", "/ GPa", "* 1.0"),
 ]  # fmt: skip
 
 

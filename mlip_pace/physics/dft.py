@@ -54,7 +54,7 @@ class Slab:
 
 
 @dataclass(frozen=True)
-class Hole:
+class WithVacancy:
     """A cell of the data with a vacancy: atoms of the perfect cell, formation energies of the same structure in eV."""
 
     source: str
@@ -71,7 +71,7 @@ class Data:
     elastic: dict[str, float] | None  # GPa
     strained: int  # cells, that these come from
     slabs: list[Slab]
-    vacancies: list[Hole]
+    vacancies: list[WithVacancy]
 
 
 def of_crystal(
@@ -88,12 +88,12 @@ def of_crystal(
         which.append(is_same(atoms, crystal))
     same = alike[which]
     constants, cells = strained.of_data(crystal, alike, same)
-    slabs, holes = list[Slab](), list[Hole]()
+    slabs, vacant = list[Slab](), list[WithVacancy]()
     if len(crystal.elements) == 1 and len(same):
         known = _Bulk(crystal, same.energy.min(), same[ATOMS][same.energy.idxmin()], calculator, e0)
         slabs = [one for _, row in alike[alike.force < SLABS_AT_REST].iterrows() if (one := known.slab(row))]
-        holes = [hole for _, row in alike[alike.force < AT_REST].iterrows() if (hole := known.hole(row))]
-    return Data(_equation(crystal, alike), constants, cells, slabs, holes)
+        vacant = [cell for _, row in alike[alike.force < AT_REST].iterrows() if (cell := known.with_vacancy(row))]
+    return Data(_equation(crystal, alike), constants, cells, slabs, vacant)
 
 
 def is_same(atoms: Atoms, crystal: Crystal) -> bool:
@@ -146,7 +146,7 @@ class _Bulk:
         )
         return Slab(str(row[SOURCE]), facet, len(atoms), dft, ours)
 
-    def hole(self, row: Any) -> Hole | None:
+    def with_vacancy(self, row: Any) -> WithVacancy | None:
         """What a row is, if it is the crystal without one atom."""
         atoms, volume = row[ATOMS], float(self.atoms.cell.volume) / len(self.atoms)
         sites = float(atoms.cell.volume) / volume
@@ -158,7 +158,7 @@ class _Bulk:
             return None
         ours = cohesive(atoms, self.calculator, self.e0)
         dft, potential = (len(atoms) * (e - b) for e, b in ((row.energy, self.energy), (ours, self.crystal.energy)))
-        return Hole(str(row[SOURCE]), len(atoms) + 1, float(dft), float(potential))
+        return WithVacancy(str(row[SOURCE]), len(atoms) + 1, float(dft), float(potential))
 
     def _lattice(self) -> tuple[Array, Array, Array]:
         """Primitive and conventional vectors at the volume of the data, and the rotations."""

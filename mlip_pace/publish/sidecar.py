@@ -24,6 +24,7 @@ from mlip_pace.train.search import Searched
 
 _COMPUTING = (
     "python-ace", "tensorpotential", "tensorflow-cpu", "tensorflow", "numpy", "scipy", "pandas", "ase", "matscipy", "numba",
+    "phonopy", "spglib",
 )  # fmt: skip
 
 

@@ -160,5 +160,8 @@ def _dynamics(crystals: dict[str, Any], shortest: float | None) -> Table:
 
 
 def _left_out(left_out: list[dict[str, str]]) -> Table:
-    rows = [[one["composition"], TITLES[one["property"]], one["reason"]] for one in left_out]
-    return Table("Left out", ["composition", "what", "why"], rows, long=len(rows) > 20)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in left_out:
+        reasons.setdefault((one["property"], one["reason"]), []).append(one["composition"])
+    rows = [[TITLES[what], reason, ", ".join(names)] for (what, reason), names in reasons.items()]
+    return Table("Left out", ["what", "why", "of"], rows)

@@ -88,7 +88,9 @@ def say_physics(journal: Journal, physics: Physics) -> None:
             constants = ", ".join(f"{which} {value:.1f}" for which, value in known.elastic.constants.items())
             said += f"; {constants} GPa"
         journal.say(said)
-    for one in physics.left_out[:20]:
-        journal.say(f"{one.composition}, {one.property}: left out: {one.reason}")
-    if len(physics.left_out) > 20:
-        journal.say(f"… and {len(physics.left_out) - 20} more; all are in potential.json, physics.left_out")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in physics.left_out:
+        reasons.setdefault((one.property, one.reason), []).append(one.composition)
+    for (what, reason), names in reasons.items():
+        many = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        journal.say(f"left out: {what} of {', '.join(names[:5])}{many}: {reason}")
