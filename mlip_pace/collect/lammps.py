@@ -49,8 +49,8 @@ def _structure(text: str, elements: Sequence[str]) -> Frame:
     except Exception as error:  # ASE's reader raises whatever a broken file makes it stumble over
         return f"cannot be read as a LAMMPS dump: it is cut, or not as one is ({in_one_line(error)})"
     lines = text.splitlines()
-    if len(atoms) != int(lines[lines.index("ITEM: NUMBER OF ATOMS") + 1]):
-        return "is cut: atoms are missing"
+    if len(atoms) != int(lines[lines.index("ITEM: NUMBER OF ATOMS") + 1]) or not text.endswith("\n"):
+        return "is cut: atoms, or digits of the last one, are missing"
     return bare(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
 
 

@@ -275,9 +275,9 @@ def test_no_errors_no_requests_and_a_figure_in_every_section(browser, trained):
     urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
     assert [url for url in urls if not url.startswith(("data:", "chrome:"))] == [(trained / "report.html").as_uri()]
     names = {section.get_attribute("id") for section in browser.find_elements(By.CSS_SELECTOR, "section")}
-    assert names == {"errors", "parity", "where", "learning", "crystals", "dimers", "volumes", "holes", "selection",
-                     "worst", "audit", "made"}  # fmt: skip
-    for name in names - {"worst", "audit", "holes", "crystals"}:
+    assert names == {"errors", "parity", "where", "learning", "crystals", "dimers", "volumes", "holes", "uncertainty",
+                     "selection", "worst", "audit", "made"}  # fmt: skip
+    for name in names - {"worst", "audit", "holes", "crystals", "uncertainty"}:
         drawn = browser.find_elements(By.CSS_SELECTOR, f"#{name} figure svg")
         assert drawn, name
         assert all(svg.size["height"] > 80 for svg in drawn)
