@@ -71,7 +71,9 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     if settings.probe.rounds:
         journal.say(f"then the search for holes, {settings.probe.share:.0%} of the time of the fit or a minute, at most")
     if settings.physics.names:
-        journal.say(f"then what it says of crystals, {settings.physics.share:.0%} of the time of the job or a minute, at most")
+        journal.say(
+            f"then what it says of crystals, {settings.physics.share:.0%} of the time of the job or half a minute, at most"
+        )
     plan = {
         **asdict(collected),
         "reference": subtracted.reference.as_dict(),

@@ -253,7 +253,7 @@ class PhysicsSettings(Group):
     properties: Properties = setting(
         "all", f"of the crystals of the data, that are computed for the report: {', '.join(PROPERTIES)}; or all, or none"
     )
-    share: float = setting(0.2, "of the time of the job, that they may take; a minute in any case", gt=0, le=1)
+    share: float = setting(0.2, "of the time of the job, that they may take; half a minute in any case", gt=0, le=1)
 
     @property
     def names(self) -> list[str]:

@@ -30,7 +30,7 @@ from mlip_pace.run import pool
 from mlip_pace.settings import PhysicsSettings
 
 MOST = 12  # compositions
-LEAST = 60.0  # s, that it may take in any case
+LEAST = 30.0  # s, that it may take in any case
 FIRST = 0.5  # of the time, that the crystals may take
 CRYSTAL, DATA, REST = "crystal", "data", "rest"  # what each composition begins with, what the data say, all that follows
 DRIFT = 1e-5  # eV/atom/ps, that is told

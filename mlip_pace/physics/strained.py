@@ -40,11 +40,11 @@ def of_data(crystal: Crystal, alike: pd.DataFrame, same: pd.DataFrame) -> tuple[
         found = [(strain, other) for strain, other in _strained(row, alike) if other.force < AT_REST]
         if len(found) <= len(strains):
             continue
-        stress = row.get(STRESS)
+        stress = _stress(row)
         strains = [strain for strain, _ in found]
         targets = [
             ((other.energy - row.energy) * len(row[ATOMS]) / row[ATOMS].cell.volume,
-             None if stress is None or other.get(STRESS) is None else other[STRESS] - stress)
+             None if stress is None or (strained := _stress(other)) is None else strained - stress)
             for _, other in found
         ]  # fmt: skip
         turn = _to_standard(row[ATOMS])
@@ -60,6 +60,12 @@ def of_data(crystal: Crystal, alike: pd.DataFrame, same: pd.DataFrame) -> tuple[
         by_stress = fitted(strains, None, stresses, rotations, crystal.system)
         constants = {name: value for name, value in by_stress.items() if _agree(value, constants.get(name, value))}
     return (constants, len(paired)) if constants else (None, 0)
+
+
+def _stress(row: Any) -> Array | None:
+    """The label (3, 3) of a structure, eV/Å^3, if it has one."""
+    stress = row.get(STRESS)
+    return stress if isinstance(stress, np.ndarray) else None
 
 
 def _agree(one: float, other: float) -> bool:

@@ -121,7 +121,7 @@ def _vacancies(crystals: dict[str, Any]) -> Table:
             rows.append([name, at, f"{one['energy']:.3f}", f"{one['unrelaxed']:.3f}", ""])
         for one in _data(known).get("vacancies", []):
             rows.append([name, f"{one['source']}, {one['atoms']} sites", f"{one['potential']:.3f}", "", f"{one['dft']:.3f}"])
-    return Table("Vacancies, eV", ["composition", "", "relaxed", "not relaxed", "DFT of the same cell"], rows)
+    return Table("Vacancies, eV", ["composition", "", ACE, "before it relaxes", "DFT of the same cell"], rows)
 
 
 def _surfaces(crystals: dict[str, Any]) -> Table:
@@ -131,7 +131,7 @@ def _surfaces(crystals: dict[str, Any]) -> Table:
             rows.append([name, _facet(one), f"{one['atoms']} atoms", f"{one['energy']:.3f}", f"{one['unrelaxed']:.3f}", ""])
         for one in _data(known).get("slabs", []):
             rows.append([name, _facet(one), one["source"], f"{one['potential']:.3f}", "", f"{one['dft']:.3f}"])
-    return Table("Surfaces, J/m²", ["composition", "facet", "slab", "relaxed", "not relaxed", "DFT of the same slab"], rows)
+    return Table("Surfaces, J/m²", ["composition", "facet", "slab", ACE, "before it relaxes", "DFT of the same slab"], rows)
 
 
 def _facet(one: dict[str, Any]) -> str:

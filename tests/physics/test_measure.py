@@ -132,10 +132,10 @@ def test_an_error_of_a_library_is_a_reason_and_no_end(published, monkeypatch):
 
 
 @pytest.mark.parametrize(("spent", "share", "last", "seconds"), [
-    (10.0, 0.2, np.inf, 60.0),  # a minute in any case
+    (10.0, 0.2, np.inf, 30.0),  # half a minute in any case
     (1000.0, 0.2, np.inf, 250.0),  # a fifth of 1250
     (1000.0, 0.2, 50.0, 50.0),  # what is left
-    (10.0, 0.2, 140.0, 30.0),  # a fifth of the 150 that a time limit leaves
+    (10.0, 0.2, 90.0, 20.0),  # a fifth of the 100 that a time limit leaves
     (1000.0, 1.0, np.inf, np.inf),
 ])  # fmt: skip
 def test_the_time_is_a_share_of_the_job(spent, share, last, seconds):
