@@ -65,9 +65,29 @@ def test_errors_are_those_of_structures_that_are_really_left_out(target, on):
 
 
 def test_the_number_of_workers_does_not_change_a_bit(target, on):
-    one, two = (crossvalidation.validate(linear.labelled(target), target[GROUP].tolist(), on, 0.1, n) for n in (1, 2))
+    one, two = (
+        crossvalidation.validate(linear.labelled(target), target[GROUP].tolist(), on, 0.1, n, spreads=True) for n in (1, 2)
+    )
     assert one.held_out == two.held_out
+    for quantity in ("energies", "forces"):
+        assert getattr(one.residuals, quantity).tobytes() == getattr(two.residuals, quantity).tobytes()
     assert one.solution.coefficients.tobytes() == two.solution.coefficients.tobytes()
+
+
+def test_residuals_have_the_spread_of_the_fit_that_did_not_see_them(target, on):
+    structures, groups, scale = linear.labelled(target), [str(n % 2) for n in range(len(target))], basis.smoothness(on)
+    found = crossvalidation.validate(structures, groups, on, 0.1, 1, spreads=True)
+    rows = design_rows(on, [one.atoms for one in structures])
+    weighted = [np.sqrt(one.weights(0.1))[:, None] * row[: len(one.target)] for one, row in zip(structures, rows, strict=True)]
+    share = sum(len(one.target) for one in structures[1::2]) / sum(len(one.target) for one in structures)
+    seen = np.concatenate(weighted[1::2])  # all that is not of the fold of the first structure
+    matrix = seen.T @ seen + share * found.solution.lam * np.diag(1 / scale**2)
+    noise, new = found.solution.loss / found.normal.rows, rows[0][0] / len(structures[0].atoms)
+    assert found.residuals.energies.shape == (len(structures), 2)
+    spread = np.sqrt(noise * new @ np.linalg.solve(matrix, new))
+    assert np.isclose(found.residuals.energies[:, 1], spread, rtol=1e-3).any()
+    assert np.mean(found.residuals.forces[:, 0]) == pytest.approx(found.held_out.errors.forces_mae)
+    assert crossvalidation.validate(structures, groups, on, 0.1, 1).residuals is None
 
 
 def test_more_structures_help_and_the_learning_curve_shows_it(target, on):
