@@ -60,8 +60,8 @@ def test_runs_are_short_where_time_is(monkeypatch):
         dynamics.dynamics(crystal, EMT(), time.monotonic())
     begin = time.monotonic()
     monkeypatch.setattr(dynamics, "NVE", 400.0)
-    found = dynamics.dynamics(crystal, EMT(), begin + 10)
-    assert dynamics.LEAST <= found.nve < 100
+    found = dynamics.dynamics(crystal, EMT(), begin + 15)
+    assert dynamics.LEAST <= found.nve < 300
 
 
 @pytest.mark.parametrize(("symbol", "atoms"), [("Cu", 256), ("Mo", 250), ("Si", 216)])
