@@ -462,8 +462,10 @@ def test_a_job_has_the_bits_of_one_machine(two):
         assert [one.wait(180) for one in jobs] == [0, 0], last(two, there)
     assert sha256(here / "potential.yace") == sha256(there / "potential.yace")
     assert sha256(here / "potential.asi") == sha256(there / "potential.asi")
+    assert sha256(here / "potential.uncertainty.npy") == sha256(there / "potential.uncertainty.npy")
     found = [Potential.load(path / "potential.json").metadata for path in (here, there)]
     assert found[0]["errors"] == found[1]["errors"]
+    assert found[0]["uncertainty"] == found[1]["uncertainty"]
     assert found[0]["fingerprint"] == found[1]["fingerprint"]
     assert not two.tasks()
 
