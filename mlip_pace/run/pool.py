@@ -30,7 +30,7 @@ R = TypeVar("R")
 A = TypeVar("A", bound="Addable")
 
 ARITY = 8  # neighbours that are added up before their sum goes into the next level of the tree
-AHEAD = 4  # tasks for each worker that are under way, or done and waiting to be taken: they are in memory
+AHEAD = 2  # tasks for each worker that are under way, or done and waiting to be taken: they are in memory
 SEVERAL = 8  # items of a task at most
 TASKS = 128  # of a sum, about, at most: what each hands back may be as large as the whole
 
