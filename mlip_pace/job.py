@@ -35,7 +35,7 @@ from mlip_pace.publish.potential import SIDECAR, Potential
 from mlip_pace.reference import Subtracted
 from mlip_pace.report import drawn, telling
 from mlip_pace.run import child, gpu, limits
-from mlip_pace.run.compute import Compute, cluster_of
+from mlip_pace.run.compute import Compute, cluster_of, end_of_share
 from mlip_pace.run.log import Journal
 from mlip_pace.run.steps import Stage, identity, leads_to, once, plan, sha256
 from mlip_pace.selection import Selected
@@ -123,7 +123,8 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         beyond.close()  # the cluster is no longer needed
         known, done = None, stages.ending(scored)
         if settings.physics.names and trained.complete:
-            end = measure.deadline(begin, settings.physics.share, _deadline(settings, begin, scored.seconds))
+            last = _deadline(settings, begin, scored.seconds)
+            end = end_of_share(settings.physics.share, begin, last, measure.LEAST)
             known = stage(stages.physics, measure.Physics, lambda _: measure.measure(
                 _frame(stages.subtract, "target"), published_as, collected.e0, settings.physics, end,
                 compute.threads))  # fmt: skip

@@ -99,15 +99,6 @@ def _present(values: Any) -> Any:
     )
 
 
-def deadline(begun: float, share: float, last: float) -> float:
-    """When to end (of time.monotonic): after a share of all the time of a job that began then, but LEAST seconds in any case;
-    never after the last, and of the time up to that no more than the share.
-    """
-    now = time.monotonic()
-    enough = max(LEAST, (now - begun) * share / (1 - share)) if share < 1 else float("inf")
-    return min(last, now + min(enough, share * (last - begun)))
-
-
 def measure(
     frame: pd.DataFrame, published: Published, e0: Mapping[str, float], settings: PhysicsSettings, end: float, workers: int
 ) -> Physics:

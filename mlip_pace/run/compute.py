@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,15 @@ def cluster_of(
 
     with connected(scheduler, output, files, say, deadline) as cluster:
         yield cluster
+
+
+def end_of_share(share: float, begun: float, last: float, least: float) -> float:
+    """When something has to end (of time.monotonic) that may take a share of all the time since `begun`, its own included, but
+    `least` seconds in any case; never after the last, and of the time up to that no more than the share.
+    """
+    now = time.monotonic()
+    enough = max(least, (now - begun) * share / (1 - share)) if share < 1 else math.inf
+    return min(last, now + min(enough, share * (last - begun)))
 
 
 def _nobody(_: object) -> None:

@@ -17,7 +17,6 @@ state, to be put among the data before a fit. It never looks where the fit that 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ from mlip_pace.probe import ground, hunt
 from mlip_pace.probe.hunt import Frame, Hunted, Outcome
 from mlip_pace.reference import Reference
 from mlip_pace.run import pool
-from mlip_pace.run.compute import Compute
+from mlip_pace.run.compute import Compute, end_of_share
 from mlip_pace.run.pool import Workers
 from mlip_pace.settings import ProbeSettings
 from mlip_pace.train.linear import Normal, Solution
@@ -183,12 +182,8 @@ class Search:
     begun: float
 
     def deadline(self) -> float:
-        """Of time.monotonic: SHARE of all the time that the fit takes, but LEAST seconds in any case; never more than SHARE of
-        what a time limit leaves to the fit.
-        """
-        now, share = time.monotonic(), self.settings.share
-        enough = max(LEAST, (now - self.begun) * share / (1 - share)) if share < 1 else math.inf
-        return min(self.compute.deadline, now + min(enough, share * (self.compute.deadline - self.begun)))
+        """Of time.monotonic."""
+        return end_of_share(self.settings.share, self.begun, self.compute.deadline, LEAST)
 
     def hunted(self, calculator: PotentialCalculator) -> Hunted:
         lowest = ground.ground(self.train, lambda atoms: calculator.predict(atoms)[0])

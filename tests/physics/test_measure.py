@@ -17,6 +17,7 @@ from mlip_pace.physics.crystals import Cell
 from mlip_pace.physics.measure import LeftOut
 from mlip_pace.publish.evaluate import Published
 from mlip_pace.publish.potential import Potential, intact
+from mlip_pace.run.compute import end_of_share
 from mlip_pace.settings import PhysicsSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,7 +141,7 @@ def test_an_error_of_a_library_is_a_reason_and_no_end(published, monkeypatch):
 ])  # fmt: skip
 def test_the_time_is_a_share_of_the_job(spent, share, last, seconds):
     now = time.monotonic()
-    found = measure.deadline(now - spent, share, now + last) - now
+    found = end_of_share(share, now - spent, now + last, measure.LEAST) - now
     assert found == pytest.approx(seconds, abs=0.5)
 
 
