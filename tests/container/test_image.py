@@ -34,7 +34,7 @@ def inside(image):
 
 
 def test_it_is_small(about):
-    assert about["Size"] < 1.75e9  # of which LLVM, for the kernels, is 0.17
+    assert about["Size"] < 1.8e9  # of which LLVM, for the kernels, is 0.17, and phonopy with what it needs 0.02
 
 
 def test_its_environment_says_nothing_about_the_job(about):
