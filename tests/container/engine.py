@@ -29,6 +29,7 @@ SMALL = {
     "TRAINING_MAX_EPOCHS": 0,
     "DATA_TEST_FRACTION": 0.1,
     "TRAINING_OPTIMIZER": "BFGS",  # pacemaker itself
+    "PHYSICS_PROPERTIES": "phonons",  # which need most of what is in the image; all of them take half a minute a job
 }
 
 
