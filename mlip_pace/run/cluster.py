@@ -272,7 +272,7 @@ class DaskCluster:
         self._wait_for_workers()
         if reasons := self._misfits():
             raise WorkerError("\n".join(sorted(reasons.values())), worker.HINT)
-        self.threads = len(self.fitting)
+        self.threads = len(self._workers())
 
     def _close_misfits(self) -> None:
         """Put workers out of use that came later and do not fit."""
@@ -298,7 +298,7 @@ class DaskCluster:
                 reason = self._reason(future)
                 said = reason.message if isinstance(reason, Misfit) else f"the worker {address} cannot take part: {reason!r}"
                 reasons[address] = said
-            else:
+            elif future.status == "finished":  # a slow one has shown nothing yet
                 self.fitting.add(address)
         return reasons
 
