@@ -1,7 +1,7 @@
 # make demo   the whole job on the example data, from nothing: environment, training, result in out/
 # make test   all tests; make test-fast: those that need no whole job, in a minute or two
 # make mutants  faults put into a copy of the package: which ones do the tests not see? ARGS=
-# make lint   ruff and mypy
+# make lint   ruff, mypy, and whether pytest finds all tests together
 # make bench  ourselves beside pacemaker (and ace-jax) on the silicon set; TRAIN=, TEST=, ARGS=
 # make lock   new hash locks from requirements/*.in
 # make image  the container for NVIDIA GPUs (image-cuda); make image-cpu: the one without
@@ -29,6 +29,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --collect-only --quiet --quiet
 
 # ace-jax comes into an environment of its own.
 TRAIN ?= ../shared/data/si-zuo2020/train.extxyz
