@@ -61,10 +61,17 @@ def found(pieces, rules, audit=None, workers=1):
     return [row for _, row in structures.frame().iterrows()]
 
 
+def of_a_user(physics="equation"):
+    """The environment of somebody who has set nothing of ours, but for the crystals' properties, whose default takes half a
+    minute a job: for documents whose subject they are not.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLIP_PACE_")}
+    return inherited | ({"MLIP_PACE_PHYSICS_PROPERTIES": physics} if physics else {})
+
+
 def environment(output, data=EXAMPLES, **settings):
     ours = {**SMALL, "DATA_PATH": data, "OUTPUT_PATH": output, **settings}
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLIP_PACE_")}
-    return inherited | {f"MLIP_PACE_{name}": str(value) for name, value in ours.items() if value is not None}
+    return of_a_user(None) | {f"MLIP_PACE_{name}": str(value) for name, value in ours.items() if value is not None}
 
 
 def mlip_pace(output, data=EXAMPLES, command="run", **settings):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 from ase.io import read, write
-from conftest import EXAMPLES, RAW, ROOT, beside, mlip_pace
+from conftest import EXAMPLES, RAW, ROOT, beside, mlip_pace, of_a_user
 
 from examples import equation_of_state, loop, md
 from mlip_pace.errors import JobError, SignalError
@@ -32,14 +32,13 @@ def test_commands_of_a_page_run(tmp_path, page):
     if page == "vasp":
         (tmp_path / "vasp-runs").symlink_to(beside("vasp-si-rss"))
     text = (ROOT / "docs" / "howto" / f"{page}.md").read_text()
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MLIP_PACE_")}
     for language, script in re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL):
         command = (
             ["bash", "-euc", script]
             if language == "bash"
             else [sys.executable, "-W", "error::DeprecationWarning", "-c", script]
         )
-        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, env=of_a_user(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout
 
@@ -94,8 +93,7 @@ def test_the_learning_loop_learns(tmp_path):
     script = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
     for number in (1, 2):
         script += f"\n.venv/bin/mlip-pace predict round-{number}/potential.json fresh.xyz fresh-{number}.xyz | tail -n 1"
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MLIP_PACE_")}
-    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=of_a_user(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     before, after = (json.loads(line)["summary"] for line in done.stdout.splitlines()[-2:])
     for quantity in ("energy_mae", "forces_mae"):

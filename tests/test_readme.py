@@ -1,14 +1,13 @@
 """What the README says is true: its commands run, its tables are the program's, its picture is a report."""
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, of_a_user
 from PIL import Image
 
 from mlip_pace.cli import settings_table
@@ -26,9 +25,8 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MLIP_PACE_")}
     (script,) = blocks("bash")
-    done = subprocess.run(["bash", "-euc", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", "-euc", script], cwd=folder, env=of_a_user(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -40,11 +38,9 @@ def test_the_commands_for_ones_own_data_publish_a_potential(desk):
 
 
 def test_the_demo_ends_as_shown(tmp_path):
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MLIP_PACE_")}
     command = [sys.executable, "-m", "examples.demo"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environ | {"MLIP_PACE_OUTPUT_PATH": str(tmp_path)}, capture_output=True, text=True, timeout=600
-    )
+    env = of_a_user(None) | {"MLIP_PACE_OUTPUT_PATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 iterations" in done.stdout
     (shown,) = (block for block in blocks("") if block.startswith("ACE + reference against DFT"))
@@ -57,7 +53,8 @@ def test_the_demo_ends_as_shown(tmp_path):
 
 @pytest.mark.parametrize("script", blocks("python"))
 def test_python_examples_run(desk, script):
-    done = subprocess.run([sys.executable, "-c", script], cwd=desk, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=desk, env=of_a_user(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
