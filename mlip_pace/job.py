@@ -342,10 +342,11 @@ def _only_run(output: Path) -> FileLock:
 def _within_gate(result: Potential) -> Potential:
     """The potential, if it is as good as asked for, and better than none. Raises `GateError`, `WorthlessError`."""
     if worthless := result.metadata["worse_than_nothing"]:
+        other = "" if result.metadata["selection"]["method"] == "none" else "MLIP_PACE_SELECTION_METHOD=none, or "
         raise WorthlessError(
             "; ".join(worthless),
             "it is published all the same, do not use it: look at the worst structures in report.html for wrong labels, try "
-            "MLIP_PACE_SELECTION_METHOD=none, or fewer functions",
+            f"{other}fewer functions",
         )
     if missed := result.metadata["quality_gate_missed"]:
         raise GateError("; ".join(missed), "the potential is published all the same; more data or more functions help")

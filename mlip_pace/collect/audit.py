@@ -57,6 +57,14 @@ class Audit:
             f"{note} ({self.first[note]}{f' and {count - 1} more' if count > 1 else ''})" for note, count in self.notes.items()
         ]
 
+    def reasons(self) -> str:
+        """The first reasons why structures were left out, a line each, with the first structure that it is about."""
+        sources: dict[str, list[str]] = {}
+        for item in self.left_out:
+            sources.setdefault(item["reason"], []).append(item["source"])
+        told = [f"\n  {of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {why}" for why, of in sources.items()]
+        return "".join(told[:10]) + (f"\n  … and {len(told) - 10} other reasons" if len(told) > 10 else "")
+
 
 class Checked(NamedTuple):
     """Labels of a structure that have passed every check."""

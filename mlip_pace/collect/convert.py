@@ -51,7 +51,7 @@ def convert(data: str, path: Path, rules: dataset.Rules, max_rejected: float, su
     frame = dataset.without_extremes(frame, rules.data, audit)
     dataset.leave_out_isolated(isolated, audit)
     if frame.empty:
-        raise DataError("no structure can be used" + dataset.first_reasons(audit), "mend the data, for the reasons above")
+        raise DataError("no structure can be used" + audit.reasons(), "mend the data, for the reasons above")
     if len(isolated):
         free = [symbol for symbol, source in summary.e0_source.items() if source == atomic_energies.ISOLATED]
         values = ",".join(f"{symbol}:{summary.e0[symbol]!r}" for symbol in free)

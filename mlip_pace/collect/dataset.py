@@ -270,7 +270,7 @@ def assemble(
     frame, isolated = without_isolated(found.frame(), rules.cutoff, audit)
     leave_out_isolated(isolated, audit)
     if frame.empty:
-        raise DataError("no structure is left to train on" + first_reasons(audit), "see the reasons above")
+        raise DataError("no structure is left to train on" + audit.reasons(), "see the reasons above")
     frame = frame.fillna({column: 1.0 for column in LABEL_WEIGHTS if column in frame})
     if frame[STRESS].isna().all():
         frame = frame.drop(columns=STRESS)
@@ -331,19 +331,13 @@ def _untested(frame: pd.DataFrame, data: DataSettings) -> list[str]:
     return ["there are no test structures: what is in the test data is also in the training data, or it cannot be split"]
 
 
-def first_reasons(audit: Audit) -> str:
-    shown = [f"\n  {item['source']}: {item['reason']}" for item in audit.left_out[:10]]
-    more = len(audit.left_out) - len(shown)
-    return "".join(shown) + (f"\n  … and {more} more" if more > 0 else "")
-
-
 def refuse_bad_data(audit: Audit, data: DataSettings, limit: float) -> None:
     """Raise `DataError` if nothing was read, too much of it is wrong, or a named stress is nowhere."""
     if audit.read == 0:
         raise DataError("the files hold no structure at all", "check that they are not empty")
     if audit.rejected > limit * audit.read:
         raise DataError(
-            f"{audit.rejected} of {audit.read} structures cannot be used" + first_reasons(audit),
+            f"{audit.rejected} of {audit.read} structures cannot be used" + audit.reasons(),
             f"mend or remove them; MLIP_PACE_DATA_MAX_REJECTED={limit:g} is the fraction that may be left out",
         )
     named = data.stress_key not in ("auto", "none")
@@ -360,7 +354,7 @@ def _refuse_too_little(frame: pd.DataFrame, elements: Sequence[str] | None, audi
     tested = {symbol for atoms in frame[ATOMS] for symbol in atoms.symbols}
     if len(train) < 2:
         raise DataError(
-            f"{len(train)} structure to train on; a fit needs at least 2, better some dozens" + first_reasons(audit),
+            f"{len(train)} structure to train on; a fit needs at least 2, better some dozens" + audit.reasons(),
             "add structures, or set MLIP_PACE_DATA_TEST_FRACTION=0",
         )
     for missing in sorted((tested | set(elements or [])) - trained):

@@ -37,6 +37,7 @@ _ALIKE = {
 }
 _WEIGHT = re.compile(r"^w_|weight", re.IGNORECASE)  # of a label, pacemaker's `w_energy` say
 _ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
+_SHOWN = 6  # keys that may be an energy, by no more than being a float
 _SAME = 1e-5  # eV/atom, eV/Å, eV/Å^3; less is how labels are rounded
 
 Family = tuple[str, str]  # prefix and suffix, in lower case
@@ -152,17 +153,26 @@ def _plausible(kind: str, value: Any, count: int) -> bool:
 
 
 def _hint(missing: Sequence[str], has: Mapping[str, Any], place: Mapping[str, str], count: int) -> str:
-    """Which keys look like what is missing, and the settings that take them with the labels that are there."""
-    others = [(key, value) for key, value in has.items() if key not in place.values()]
-    alike = {
-        kind: [key for key, value in others if _ALIKE[kind].search(key) and _plausible(kind, value, count)] for kind in missing
-    }
+    """Which keys may be what is missing, and the settings that take them with the labels that are there; of several of a kind
+    only the user can say which.
+    """
+    others = {key: value for key, value in has.items() if key not in place.values()}
+    alike = {kind: _candidates(kind, others, count) for kind in missing}
     names = [key for keys in alike.values() for key in keys]
     if not names:
         return ""
-    first = {kind: alike[kind][0] if alike.get(kind) else place.get(kind) for kind in ("energy", "forces")}
-    settings = " ".join(f"{_setting(kind)}={key}" for kind, key in first.items() if key is not None)
-    return f"; {' and '.join(map(repr, names))} may be what is missing: set {settings}"
+    said = f"; {' and '.join(map(repr, names))} may be what is missing: "
+    if several := [_setting(kind) for kind, keys in alike.items() if len(keys) > 1]:
+        return said + " and ".join(f"{setting} names the one to take" for setting in several)
+    first = {kind: next(iter(alike.get(kind, ())), place.get(kind)) for kind in ("energy", "forces")}
+    return said + "set " + " ".join(f"{_setting(kind)}={key}" for kind, key in first.items() if key is not None)
+
+
+def _candidates(kind: str, others: Mapping[str, Any], count: int) -> list[str]:
+    """The keys that are called like a label of this kind; if none is called like an energy, the first few that are floats."""
+    fit = [key for key, value in others.items() if _plausible(kind, value, count)]
+    called = [key for key in fit if _ALIKE[kind].search(key)]
+    return called or [key for key in fit if kind == "energy" and isinstance(others[key], float)][:_SHOWN]
 
 
 def _same(kind: str, one: Any, other: Any, count: int) -> bool:

@@ -91,6 +91,23 @@ def test_an_energy_under_another_name_is_pointed_out(key):
         labels(atoms, AUTO)
 
 
+def test_of_several_that_may_be_the_energy_none_is_proposed():
+    """As in a set of NOMAD's, where the first is zero. In one of water's the only one is called like its method, not energy."""
+    atoms = cell()
+    atoms.info |= {"nomad_potential_energy": 0.0, "nomad_total_energy": -3.2}
+    with pytest.raises(
+        Broken, match=r"'nomad_potential_energy' and 'nomad_total_energy' may .*_ENERGY_KEY names the one to take$"
+    ):
+        labels(atoms, AUTO)
+    atoms = cell()
+    atoms.info |= {"Emp2": -3.2, "number": 7, "name": "a"}
+    atoms.arrays["force"] = np.ones((4, 3))
+    with pytest.raises(
+        Broken, match=r"no energy; 'Emp2' may .* set MLIP_PACE_DATA_ENERGY_KEY=Emp2 MLIP_PACE_DATA_FORCES_KEY=force$"
+    ):
+        labels(atoms, AUTO)
+
+
 @pytest.mark.parametrize(
     ("energy", "forces"), [("energy", "force"), ("Energy", "Forces"), ("dft_energy", "dft_force"), ("energy_dft", "forces_dft")]
 )
