@@ -21,7 +21,6 @@ from scipy.spatial import cKDTree
 from mlip_pace.arrays import Array
 from mlip_pace.collect.dataset import ATOMS
 from mlip_pace.physics.crystals import Crystal, LeftOutError, energy_of, relaxed
-from mlip_pace.publish.potential import Potential
 
 SAME_SHAPE = 1e-3  # of scaled positions, and of the cell at volume 1
 LEAST_VOLUMES = 5  # of a curve
@@ -64,13 +63,11 @@ def _same(one: Array, other: Array) -> bool:
     return bool(np.abs(apart).max() < SAME_SHAPE)
 
 
-def cohesive(potential: Potential, calculator: Any, atoms: Atoms, volume: float) -> float:
-    """Energy (eV/atom) of the structure at a volume (Å^3/atom), relative to the sum of E0."""
-    scaled = atoms.copy()
-    scaled.set_cell(atoms.cell * np.cbrt(volume * len(atoms) / atoms.cell.volume), scale_atoms=True)
-    calculator.calculate(scaled)
-    free = sum(potential.metadata["e0"]["energies"].get(symbol, 0.0) for symbol in atoms.symbols)
-    return float((calculator.results["energy"] + potential.reference.evaluate(scaled)[0] - free) / len(atoms))
+def scaled(atoms: Atoms, volume: float) -> Atoms:
+    """The structure at a volume (Å^3/atom)."""
+    result: Atoms = atoms.copy()
+    result.set_cell(atoms.cell * np.cbrt(volume * len(atoms) / atoms.cell.volume), scale_atoms=True)
+    return result
 
 
 @dataclass(frozen=True)
@@ -98,14 +95,9 @@ def equation_of_state(volumes: Iterable[float], energies: Iterable[float]) -> Eq
 def of_crystal(crystal: Crystal, calculator: Any, deadline: float = math.inf) -> Equation:
     """The equation of state of a crystal whose cell keeps its shape; the atoms relax. Raises `LeftOutError`."""
     atoms = crystal.primitive()
-    grid = np.linspace(*RANGE, POINTS) * float(atoms.cell.volume)
-    energies = []
-    for volume in grid:
-        scaled = atoms.copy()
-        scaled.set_cell(atoms.cell * np.cbrt(volume / atoms.cell.volume), scale_atoms=True)
-        scaled = relaxed(scaled, calculator, deadline, fmax=FORCES)
-        energies.append(energy_of(scaled, calculator) / len(atoms))
-    found = equation_of_state(grid / len(atoms), energies)
+    grid = np.linspace(*RANGE, POINTS) * float(atoms.cell.volume) / len(atoms)
+    at_volumes = (relaxed(scaled(atoms, volume), calculator, deadline, fmax=FORCES) for volume in grid)
+    found = equation_of_state(grid, [energy_of(one, calculator) / len(one) for one in at_volumes])
     if found is None:
         raise LeftOutError("its energy has no minimum within 6 % of its volume")
     return found

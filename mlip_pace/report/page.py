@@ -12,7 +12,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from mlip_pace.ace.evaluators import calculator_of
+from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.collect import columns
 from mlip_pace.publish.potential import Potential
 from mlip_pace.report import figures
@@ -34,7 +34,7 @@ def draw(potential: Potential, chosen: Path, fitted: Path, scores: Path, workers
     """The whole page, from a sidecar and the folders of the stages select, train and evaluate."""
     frame = columns.load(scores / "predictions")
     metadata = potential.metadata
-    calculator = calculator_of(fitted / "potential.yace")
+    calculator = PotentialCalculator(fitted / "potential.yace", potential.reference)
     sections = [
         errors_section(metadata, frame),
         parity_section(frame),

@@ -14,7 +14,8 @@ import pandas as pd
 from mlip_pace.ace.evaluators import pair_energies
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, composition
 from mlip_pace.physics import volumes
-from mlip_pace.physics.volumes import Equation
+from mlip_pace.physics.crystals import cohesive
+from mlip_pace.physics.volumes import Equation, scaled
 from mlip_pace.publish.potential import Potential
 from mlip_pace.reference import pair_name
 from mlip_pace.report.figures import Layer, Panel, rounded
@@ -53,7 +54,7 @@ def dimer_section(potential: Potential, yace: Path, cutoff: float) -> Section:
 
 def volume_section(potential: Potential, frame: pd.DataFrame, calculator: Any) -> Section:
     """Energy against volume of every series of uniformly scaled structures in the data, with V0 and B0 of both."""
-    panels, rows = [], []
+    panels, rows, e0 = [], [], potential.metadata["e0"]["energies"]
     used: Counter[str] = Counter()
     for family in volumes.families(frame):
         first = family[ATOMS].iloc[len(family) // 2]
@@ -65,14 +66,13 @@ def volume_section(potential: Potential, frame: pd.DataFrame, calculator: Any) -
         title = f"{formula}: {common}" if common else title
         dft = (family[ENERGY] - family[ENERGY_ATOMS]) / len(first)
         grid = np.linspace(family.volume.min(), family.volume.max(), 41)
-        curve = np.array([volumes.cohesive(potential, calculator, first, volume) for volume in grid])
+        curve, at_dft = ([cohesive(scaled(first, v), calculator, e0) for v in several] for several in (grid, family.volume))
         names = [f"{s}: {e:.4f} eV/atom" for s, e in zip(family[SOURCE], dft, strict=True)]
         panels.append(
             Panel(f"volume-{formula}-{used[formula]}", title, "volume, Å³/atom", "energy, eV/atom",
-                  [Layer("line", "ACE + reference", "ace", rounded(grid), rounded(curve)),
+                  [Layer("line", "ACE + reference", "ace", rounded(grid), rounded(np.array(curve))),
                    Layer("points", "DFT", "ink", rounded(family.volume), rounded(dft), names)])
         )  # fmt: skip
-        at_dft = [volumes.cohesive(potential, calculator, first, volume) for volume in family.volume]
         found = (volumes.equation_of_state(family.volume, energies) for energies in (dft, at_dft))
         rows.append([title, *(text for equation in found for text in _told(equation))])
     text = ["Structures of the data that differ only in volume. V0 and B0: Birch-Murnaghan, fitted to the same volumes."]
