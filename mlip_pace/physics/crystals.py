@@ -182,7 +182,7 @@ def in_time(deadline: float) -> None:
 
 
 def cohesive(atoms: Atoms, calculator: Any, e0: Mapping[str, float]) -> float:
-    """Energy relative to free atoms, eV/atom."""
+    """Energy relative to the sum of E0, eV/atom."""
     return (energy_of(atoms, calculator) - sum(e0.get(symbol, 0.0) for symbol in atoms.symbols)) / len(atoms)
 
 

@@ -140,9 +140,9 @@ class _Bulk:
         (normal,) = normals
         if (facet := facet_of(atoms, normal, self._lattice())) is None:
             return None
-        energies = [len(atoms) * e for e in (row.energy, cohesive(atoms, self.calculator, self.e0))]
+        energies = [len(atoms) * e for e in (row.energy, self._ours(atoms))]
         dft, ours = (
-            surface_energy(atoms, e, b, normal) for e, b in zip(energies, (self.energy, self.crystal.energy), strict=True)
+            surface_energy(atoms, e, b, normal) for e, b in zip(energies, (self.energy, self._ours(self.atoms)), strict=True)
         )
         return Slab(str(row[SOURCE]), facet, len(atoms), dft, ours)
 
@@ -156,9 +156,13 @@ class _Bulk:
         found = symmetry_of(filled, FILLED)
         if found is None or found.number != self.crystal.relaxed.number:
             return None
-        ours = cohesive(atoms, self.calculator, self.e0)
-        dft, potential = (len(atoms) * (e - b) for e, b in ((row.energy, self.energy), (ours, self.crystal.energy)))
+        pairs = ((row.energy, self.energy), (self._ours(atoms), self._ours(self.atoms)))
+        dft, potential = (len(atoms) * (e - b) for e, b in pairs)
         return WithVacancy(str(row[SOURCE]), len(atoms) + 1, float(dft), float(potential))
+
+    def _ours(self, atoms: Atoms) -> float:
+        """The potential's energy, eV/atom: that of the bulk, too, is at the lattice of the data, as DFT's is."""
+        return cohesive(atoms, self.calculator, self.e0)
 
     def _lattice(self) -> tuple[Array, Array, Array]:
         """Primitive and conventional vectors at the volume of the data, and the rotations."""

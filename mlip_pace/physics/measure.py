@@ -81,7 +81,8 @@ class Physics:
                 mode = one.phonons.imaginary[0]
                 at = f"{mode.name or 'q'} ({', '.join(f'{x:g}' for x in mode.q)})"
                 said.append(f"{name} has imaginary phonons, the largest at {at}: {abs(mode.frequency):.2f}i THz")
-            if one.dynamics and abs(one.dynamics.drift) > DRIFT:
+            # A slope that the noise makes, over so short a time, is no drift.
+            if one.dynamics and abs(one.dynamics.drift) > max(DRIFT, one.dynamics.noise / one.dynamics.nve):
                 said.append(f"the energy of {name} drifts by {one.dynamics.drift:.1e} eV/atom/ps: take a shorter time step")
         return said + [f"{one.composition}: {one.reason}" for one in self.left_out if dynamics.BURST in one.reason]
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 from ase.units import GPa
+from scipy.linalg import polar
 
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.dataset import ATOMS, STRESS
@@ -25,7 +26,7 @@ AT_REST = 0.05  # eV/Å: largest force
 LARGEST, SMALLEST = 0.025, 1e-4  # entries of a strain
 OPPOSITE = 0.1  # of a strain, that its opposite may differ by
 AGREE = 0.2, 2.0  # relative and GPa: what stresses and energies give of a constant, if it is to be told
-SURE = 1e-6  # of a constant, that the strains leave open at most
+SURE = 1e-3  # of a constant, that the strains leave open at most; a shear of ε has ε^2 along the axes, too (F = 1 + ε)
 
 
 def of_data(crystal: Crystal, alike: pd.DataFrame, same: pd.DataFrame) -> tuple[dict[str, float] | None, int]:
@@ -37,15 +38,15 @@ def of_data(crystal: Crystal, alike: pd.DataFrame, same: pd.DataFrame) -> tuple[
     rotations = rotations_of(crystal.primitive())
     strains, targets = list[Array](), list[tuple[float, Array | None]]()
     for _, row in same[same.force < AT_REST].sort_values("energy").head(3).iterrows():
-        found = [(strain, other) for strain, other in _strained(row, alike) if other.force < AT_REST]
+        found = [one for one in _strained(row, alike) if one[-1].force < AT_REST]
         if len(found) <= len(strains):
             continue
         stress = _stress(row)
-        strains = [strain for strain, _ in found]
+        strains = [strain for strain, _, _ in found]
         targets = [
             ((other.energy - row.energy) * len(row[ATOMS]) / row[ATOMS].cell.volume,
-             None if stress is None or (strained := _stress(other)) is None else strained - stress)
-            for _, other in found
+             None if stress is None or (strained := _stress(other)) is None else turned.T @ strained @ turned - stress)
+            for _, turned, other in found
         ]  # fmt: skip
         turn = _to_standard(row[ATOMS])
         strains = [turn @ strain @ turn.T for strain in strains]
@@ -72,8 +73,8 @@ def _agree(one: float, other: float) -> bool:
     return abs(one - other) < AGREE[0] * max(abs(one), abs(other)) + AGREE[1]
 
 
-def _strained(reference: Any, alike: pd.DataFrame) -> Iterator[tuple[Array, Any]]:
-    """Green's strain (3, 3) of every structure that is the reference strained by little, and its row."""
+def _strained(reference: Any, alike: pd.DataFrame) -> Iterator[tuple[Array, Array, Any]]:
+    """Of every structure that is the reference strained by little, Green's strain and the rotation (3, 3), and its row."""
     at_rest = reference[ATOMS]
     for _, row in alike.iterrows():
         atoms = row[ATOMS]
@@ -85,7 +86,7 @@ def _strained(reference: Any, alike: pd.DataFrame) -> Iterator[tuple[Array, Any]
         apart -= apart[0]
         apart -= np.round(apart)
         if SMALLEST < np.abs(strain).max() < LARGEST and np.abs(apart).max() < volumes.SAME_SHAPE:
-            yield strain, row
+            yield strain, polar(deformation.T)[0], row
 
 
 def _to_standard(atoms: Atoms) -> Array:

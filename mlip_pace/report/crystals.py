@@ -29,7 +29,7 @@ def crystals_section(metadata: dict[str, Any]) -> Section:
     crystals = physics["crystals"]
     text = [
         "The bulk structure of lowest energy of each composition in the data, relaxed by the potential with its cell. "
-        "Energies are relative to free atoms. What DFT says is what was recognised in the data: series of volumes, "
+        "Energies are relative to the sum of E0. What DFT says is what was recognised in the data: series of volumes, "
         "strained cells, vacancies and slabs whose atoms are at rest."
     ]
     if not crystals:
@@ -156,7 +156,7 @@ def _dynamics(crystals: dict[str, Any], shortest: float | None) -> Table:
         "drift, eV/atom/ps",
         "noise, eV/atom",
     ]
-    return Table("Molecular dynamics: all atoms stay", headers, rows)
+    return Table("Molecular dynamics: no two atoms come too close", headers, rows)
 
 
 def _left_out(left_out: list[dict[str, str]]) -> Table:

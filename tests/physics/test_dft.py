@@ -64,6 +64,34 @@ def test_elastic_constants_are_those_of_the_strained_cells(stress, turned):
         assert found.elastic[name] == pytest.approx(value, rel=0.02), name
 
 
+@pytest.mark.parametrize("stress", [False, True])
+def test_strained_cells_may_have_axes_of_their_own_and_any_measure_of_strain(stress):
+    """F = 1 + ε, of which a shear lengthens the axes as well (by ε^2/2), each cell turned in its own way, as codes do."""
+    cell, structures = copper().atoms(), []
+    for number, (i, j, size) in enumerate(
+        (*at, size) for at in zip(*np.triu_indices(3), strict=True) for size in (-0.01, -0.005, 0.005, 0.01)
+    ):
+        moved, deformation = cell.copy(), np.eye(3)
+        deformation[i, j] += size / (1 + (i != j))
+        deformation[j, i] += size / (1 + (i != j))
+        moved.set_cell(cell.cell @ deformation, scale_atoms=True)
+        moved.rotate(17 * number, (1, 2, 3), rotate_cell=True)
+        structures.append(moved)
+    found = found_in([cell, *structures], stress)
+    constants = elastic.elastic(copper(), EMT()).constants
+    assert set(found.elastic) == (set(constants) if stress else {"C11", "C44"})
+    for name, value in found.elastic.items():
+        assert value == pytest.approx(constants[name], rel=0.02), name
+
+
+def test_labels_of_shear_with_the_wrong_sign_tell_no_constant():
+    cell = copper().atoms()
+    frame = frame_of([cell, *strained(cell, range(6))], stress=True)
+    for stress in frame[dataset.STRESS]:
+        stress[~np.eye(3, dtype=bool)] *= -1
+    assert set(dft.of_crystal(copper(), frame, EMT(), {}).elastic) == {"C11", "C12"}
+
+
 def test_what_strains_leave_open_is_absent():
     cell = copper().atoms()
     along_one_axis = found_in([cell, *strained(cell, [0])])

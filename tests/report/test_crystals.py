@@ -1,6 +1,6 @@
 """The section about crystals, for what the stage can come to."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def test_everything_known_is_told_beside_dft():
     assert dft == ["Al", "DFT, 6 strained cells", "C11 110.0", "", "", ""]
     assert rows(found, "Phonons, THz") == [["Al", "9.50", "", "X (0.5, 0, 0.5): 1.50i", "12.5%", "108"]]
     assert rows(found, "Surfaces, J/m²") == [["Al", "(1 1 1)", "run#9", "0.790", "", "0.810"]]
-    (run,) = rows(found, "Molecular dynamics: all atoms stay")
+    (run,) = rows(found, "Molecular dynamics: no two atoms come too close")
     assert run == ["Al", "216", "0.50 ps at 601 K", "2.10 (2.30 in the data)", "0.20", "1.00 ps at 590 K", "2.0e-05", "1.0e-06"]
     assert rows(found, "Left out") == [["elastic constants", "no time", "Mg, AlMg"], ["the crystal itself", "no bulk", "C"]]
     (panel,) = found.panels
@@ -74,6 +74,8 @@ def test_what_is_not_stable_is_a_warning():
     assert "X (0.5, 0, 0.5): 1.50i THz" in phonons
     assert "2.0e-05 eV/atom/ps" in drift
     assert burst.startswith("Mg: after 0.1 ps")
+    noisy = replace(KNOWN.dynamics, noise=1.1 * KNOWN.dynamics.nve * KNOWN.dynamics.drift)  # which makes such a slope
+    assert Physics({"Al": Known(CRYSTAL, dynamics=noisy)}).warnings == []
     assert Physics({"Al": Known(CRYSTAL)}, LEFT_OUT).warnings == []
 
 
