@@ -177,6 +177,11 @@ def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
             f"{summary['extrapolating']} structures have a grade above {EXTRAPOLATION:g} (the largest: "
             f"{summary['largest_gamma']:.3g}): the potential extrapolates there"
         )
+    if "too_close" in summary:
+        journal.warn(
+            f"{summary['too_close']} structures have atoms closer than the data ({summary['closest']}): there the reference "
+            "rules, and neither grades nor uncertainties tell of it"
+        )
     if "largest_energy_uncertainty" not in summary:
         journal.warn("the fit gave no uncertainties (`uncertainty` of the sidecar says why)")
     if "errors" in summary:
@@ -194,6 +199,7 @@ def _suggest(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
         raise SettingsError(f"-n {given.number}: one structure or more is expected", "give a positive number")
     stopping.raise_from_now_on()
     journal.enter("suggest")
+    suggest.refuse_output(given.output, given.candidates)
     suggested = suggest.suggest(given.potential, given.candidates, given.number, limits.cpus())
     suggest.write(suggested, given.output)
     for assumed in suggested.assumed:

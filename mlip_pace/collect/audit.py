@@ -94,24 +94,37 @@ def checked(atoms: Atoms, found: Mapping[str, Any], elements: Sequence[str] | No
         raise Broken(f"forces has {forces.size} values in shape {forces.shape}, expected ({count}, 3)")
     if not np.isfinite(energy):
         raise Broken(f"energy is {energy}")
-    for name, array in (("forces", forces), ("positions", atoms.positions), ("cell", atoms.cell.array)):
-        if not np.isfinite(array).all():
-            raise Broken(f"{name} has values that are no finite numbers")
+    if not np.isfinite(forces).all():
+        raise Broken("forces has values that are no finite numbers")
     largest = float(np.linalg.norm(forces, axis=1).max())
     if largest > LARGEST_FORCE:
         raise Broken(f"a force of {largest:.3g} eV/Å, above {LARGEST_FORCE:g}")
-    symbols = set(atoms.symbols)
-    if unknown := sorted(symbols - set(ELEMENTS)):
-        raise Broken(f"{', '.join(unknown)}: no chemical element")
-    if atoms.pbc.all() and abs(atoms.cell.volume) < 1e-6:
-        raise Broken("periodic, but without a cell")
-    distances = nearest(atoms, cutoff)
-    if distances.min() < CLOSEST:
-        raise Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
-    if elements is not None and (foreign := sorted(symbols - set(elements))):
+    distances = sound_geometry(atoms, cutoff)
+    if elements is not None and (foreign := sorted(set(atoms.symbols) - set(elements))):
         raise NotInBasis(f"{', '.join(foreign)} not in MLIP_PACE_BASIS_ELEMENTS={','.join(elements)}")
     stress, flaw = _checked_stress(found.get("stress"))
     return Checked(energy, forces, stress, int(np.isinf(distances).sum()), (f"the stress is not used: {flaw}",) if flaw else ())
+
+
+def sound_geometry(atoms: Atoms, cutoff: float) -> Array:
+    """The distance (Å) of each atom to its nearest neighbour, infinite beyond `cutoff`, of a structure that can be evaluated.
+
+    Raises `Broken`.
+    """
+    if len(atoms) == 0:
+        raise Broken("no atoms")
+    for name, array in (("positions", atoms.positions), ("cell", atoms.cell.array)):
+        if not np.isfinite(array).all():
+            raise Broken(f"{name} has values that are no finite numbers")
+    if unknown := sorted(set(atoms.symbols) - set(ELEMENTS)):
+        raise Broken(f"{', '.join(unknown)}: no chemical element")
+    vectors = atoms.cell.array[atoms.pbc]
+    if len(vectors) and np.sqrt(abs(np.linalg.det(vectors @ vectors.T))) < 1e-6:
+        raise Broken("periodic, but without a cell" if atoms.pbc.all() else "periodic along a direction without a cell vector")
+    distances = nearest(atoms, cutoff)
+    if distances.min() < CLOSEST:
+        raise Broken(f"atoms are {distances.min():.3f} Å apart, closer than {CLOSEST} Å")
+    return distances
 
 
 def _checked_stress(given: Any) -> tuple[Array | None, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlip_pace.collect import atomic_energies, dataset, output
 from mlip_pace.collect.audit import Audit
 from mlip_pace.collect.files import find_files
-from mlip_pace.errors import DataError, NoInputError, OutputError
+from mlip_pace.errors import DataError, NoInputError
 
 
 @dataclass
@@ -32,8 +32,7 @@ def convert(data: str, path: Path, rules: dataset.Rules, max_rejected: float, su
     (`DataError`). Raises `SettingsError`, `NoInputError`, `OutputError`, `UnsafeError`.
     """
     output.refuse_unknown_format(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is no folder", "make it, or give another OUTPUT")
+    output.refuse_place(path, ())
     files = [file for file in find_files(data) if file.path.resolve() != path.resolve()]
     if not files:
         raise NoInputError(f"{data} holds nothing but OUTPUT itself", "give the files to read as DATA")

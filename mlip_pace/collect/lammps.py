@@ -16,14 +16,15 @@ from mlip_pace.collect.dataset import Structure
 from mlip_pace.collect.files import Frame, in_one_line, opened
 from mlip_pace.collect.frames import bare
 
-BEGINS = b"ITEM: TIMESTEP"
+BEGINS = (b"ITEM: UNITS", b"ITEM: TIME")  # and TIMESTEP: of a frame
+UNITS = ("metal", "real")  # lengths in Å
 
 
 def is_dump(path: Path) -> bool:
     """Whether a file begins as a dump does, be it compressed."""
     try:
         with opened(path) as file:
-            return file.read(len(BEGINS)) == BEGINS
+            return file.read(max(map(len, BEGINS))).startswith(BEGINS)
     except (OSError, EOFError):
         return False
 
@@ -49,18 +50,23 @@ def _structure(text: str, elements: Sequence[str]) -> Frame:
     except Exception as error:  # ASE's reader raises whatever a broken file makes it stumble over
         return f"cannot be read as a LAMMPS dump: it is cut, or not as one is ({in_one_line(error)})"
     lines = text.splitlines()
+    if "ITEM: UNITS" in lines and (units := lines[lines.index("ITEM: UNITS") + 1].strip()) not in UNITS:
+        return f"has units {units}; with lengths in Å are {' and '.join(UNITS)}"
     if len(atoms) != int(lines[lines.index("ITEM: NUMBER OF ATOMS") + 1]) or not text.endswith("\n"):
         return "is cut: atoms, or digits of the last one, are missing"
     return bare(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
 
 
 def _frames(path: Path) -> Iterator[str]:
-    """The text of each frame."""
-    lines: list[str] = []
+    """The text of each frame: it begins with its units, its time or its number, whichever is first."""
+    lines, items = list[str](), set[bytes]()
     with opened(path) as file:
-        for line in map(bytes.decode, file):
-            if line.startswith(BEGINS.decode()) and lines:
-                yield "".join(lines)
-                lines = []
-            lines.append(line)
+        for line in file:
+            if line.startswith(b"ITEM: "):
+                item = line.split()[1]
+                if line.startswith(BEGINS) and (b"ATOMS" in items or item in items):
+                    yield "".join(lines)
+                    lines, items = [], set()
+                items.add(item)
+            lines.append(line.decode(errors="replace"))
     yield "".join(lines)

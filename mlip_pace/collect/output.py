@@ -7,6 +7,7 @@ ASE, which rounds positions and forces to eight digits: what is read back is the
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ from ase import Atoms
 from ase.io.extxyz import key_val_str_to_dict
 
 from mlip_pace.collect import dataset
-from mlip_pace.errors import SettingsError
+from mlip_pace.errors import OutputError, SettingsError
 
 FORMATS = (".xyz", ".extxyz", ".pckl.gzip")
 
@@ -25,6 +26,16 @@ def refuse_unknown_format(path: Path) -> None:
     """Raise `SettingsError` if a file of that name cannot be written."""
     if not path.name.lower().endswith(FORMATS):
         raise SettingsError(f"OUTPUT is {path.name}; a name that ends with {', '.join(FORMATS)} is expected")
+
+
+def refuse_place(path: Path, read: Iterable[Path]) -> None:
+    """Raise `OutputError` where no file can be written, or where it would replace one of those that are read."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} is no folder", "make it, or give another OUTPUT")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "give the name of a file as OUTPUT")
+    if path.exists() and any(path.samefile(other) for other in read):
+        raise OutputError(f"{path} is one of the files that are read, and its labels would be lost", "give another OUTPUT")
 
 
 def write(path: Path, frame: pd.DataFrame) -> None:

@@ -22,6 +22,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS
 
 from mlip_pace.arrays import Array
+from mlip_pace.collect.cells import heights
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, composition
 from mlip_pace.probe.ground import is_bulk
 from mlip_pace.run.stopping import raise_if_stopped
@@ -235,9 +236,3 @@ def repeated(atoms: Atoms, least: float) -> Atoms:
     counts = tuple(int(n) for n in np.ceil(least / heights(atoms) - 1e-6))
     larger: Atoms = atoms.repeat(counts)
     return larger
-
-
-def heights(atoms: Atoms) -> Array:
-    """The distances (3,) between opposite faces of the cell, Å."""
-    result: Array = 1 / np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0)
-    return result

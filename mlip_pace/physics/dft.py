@@ -18,6 +18,7 @@ from ase import Atoms
 from scipy.spatial import cKDTree
 
 from mlip_pace.arrays import Array
+from mlip_pace.collect.cells import GAP, gap_along, heights
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, composition
 from mlip_pace.physics import strained, volumes
 from mlip_pace.physics.crystals import (
@@ -25,7 +26,6 @@ from mlip_pace.physics.crystals import (
     Crystal,
     cohesive,
     group_of,
-    heights,
     in_time,
     rotations_of,
     standard,
@@ -37,7 +37,6 @@ from mlip_pace.physics.volumes import Equation
 AT_REST = 0.05  # eV/Å: largest force
 SLABS_AT_REST = 0.1  # eV/Å
 SAME_SHAPE, VOLUMES = 0.03, (0.75, 1.35)  # of lengths and angles; of the volume, relative to the crystal
-GAP = 5.0  # Å without atoms: a vacuum
 FILLED = 0.3  # Å: places of a crystal around a vacancy, once it is filled
 MOST = 5000  # structures of a composition that are looked at
 
@@ -169,12 +168,6 @@ class _Bulk:
         scale = np.cbrt(float(self.atoms.cell.volume) / len(self.atoms) / self.crystal.relaxed.volume)
         primitive = self.crystal.primitive()
         return primitive.cell.array * scale, self.crystal.atoms().cell.array * scale, rotations_of(primitive)
-
-
-def gap_along(atoms: Atoms, axis: int) -> float:
-    """The widest layer without atoms between planes of the other two cell vectors, Å."""
-    places = np.sort(atoms.get_scaled_positions()[:, axis])
-    return float(np.diff(places, append=places[0] + 1).max() * heights(atoms)[axis])
 
 
 def facet_of(atoms: Atoms, normal: int, lattice: tuple[Array, Array, Array]) -> tuple[int, int, int] | None:

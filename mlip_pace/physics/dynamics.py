@@ -19,8 +19,9 @@ from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 from mlip_pace.arrays import Array
+from mlip_pace.collect.cells import heights
 from mlip_pace.collect.neighbours import nearest
-from mlip_pace.physics.crystals import Crystal, LeftOutError, heights, in_time
+from mlip_pace.physics.crystals import Crystal, LeftOutError, in_time
 
 TEMPERATURE = 600.0  # K
 ATOMS, LENGTH, MOST_ATOMS = 216, 9.0, 500  # about so many atoms; Å that the cell has at least

@@ -18,6 +18,7 @@ from ase import Atoms
 from scipy.optimize import linprog
 
 from mlip_pace.arrays import Array
+from mlip_pace.collect.cells import GAP, gap_along
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, composition
 from mlip_pace.collect.neighbours import nearest
 
@@ -78,8 +79,8 @@ class Ground:
 
 
 def is_bulk(atoms: Atoms) -> bool:
-    """Whether a structure is periodic, and without much empty space."""
-    if not atoms.pbc.all():
+    """Whether a structure is periodic, and without much empty space, all over or in a layer."""
+    if not atoms.pbc.all() or max(gap_along(atoms, axis) for axis in range(3)) > GAP:
         return False
     volume = float(atoms.cell.volume) / len(atoms)
     distance = nearest(atoms, 2 * np.cbrt(volume)).min()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,8 +105,8 @@ class Published:
 class Scores:
     """Errors by subset (train, left_out: not chosen to train on, test), those by config_type, and what is to be said."""
 
-    errors: dict[str, dict[str, float]]
-    errors_by_config_type: dict[str, dict[str, dict[str, float]]]
+    errors: dict[str, dict[str, Any]]  # numbers; of a float, counts would come back from the file with decimals
+    errors_by_config_type: dict[str, dict[str, dict[str, Any]]]
     missed: list[str]  # of the quality gate
     worthless: list[str]  # errors on what it was trained on that are larger than the spread of the data
     warnings: list[str]

@@ -24,21 +24,25 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
+from mlip_pace.ace import core
 from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.ace.uncertainty import Uncertainty
 from mlip_pace.arrays import VOIGT, Array
-from mlip_pace.collect.audit import checked, fully_periodic
+from mlip_pace.collect.audit import Audit, checked, fully_periodic, sound_geometry
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, STRESS, structures_of
 from mlip_pace.collect.files import Unconverged, find_files
 from mlip_pace.collect.labels import Broken, labels
+from mlip_pace.collect.output import refuse_place
 from mlip_pace.errors import DataError
 from mlip_pace.publish import coverages, evaluate
 from mlip_pace.publish.potential import Potential, intact
+from mlip_pace.reference import shortest_distances
 from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
 
 CHUNK = 16  # structures that a worker takes at a time
+CLOSEST = 0.8  # of the shortest distance of a pair in the data: nearer atoms are of no use to a simulation
 EXTRAPOLATION = 5.0  # a grade beyond which a structure is spoken of
 
 
@@ -86,21 +90,27 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
     """Write the extended XYZ file `output`, whole or not at all, for every structure of the DFT files or structures `data`.
 
     Returns counts, the largest grade, `errors` if there are labels, `coverage` if there are labels and uncertainties of one
-    potential, and `unreadable` (source and reason of each). Raises `DataError` if a potential is not whole, knows not all
-    elements, or nothing can be read; `NoInputError`.
+    potential, `unreadable` (source and reason of each that cannot be read or evaluated), and how many are `too_close`. Raises
+    `DataError` if a potential is not whole, knows not all elements, or nothing can be read; `NoInputError`, `OutputError`.
     """
     potentials = [opened(sidecar) for sidecar in sidecars]
     elements = sorted(set.intersection(*(set(potential.elements) for potential in potentials)))
+    files = find_files(data)
+    refuse_place(output, [file.path for file in files])
     structures, rows, unreadable = [], [], []
-    for source, _, frame in chain.from_iterable(structures_of(find_files(data))):
+    for source, _, frame in chain.from_iterable(structures_of(files)):
         atoms = frame.atoms if isinstance(frame, Unconverged) else frame
-        if isinstance(atoms, str) or len(atoms) == 0:
-            unreadable.append({"source": source, "reason": atoms if isinstance(atoms, str) else "no atoms"})
+        try:
+            if isinstance(atoms, str):
+                raise Broken(atoms)
+            sound_geometry(atoms, cutoff=1.0)
+        except Broken as broken:
+            unreadable.append({"source": source, "reason": str(broken)})
             continue
         if foreign := sorted(set(atoms.symbols) - set(elements)):
             raise DataError(
-                f"{source}: the potential does not know {', '.join(foreign)}",
-                f"its elements are {', '.join(elements)}",
+                f"{source}: {', '.join(foreign)} not known to {'every' if len(potentials) > 1 else 'the'} potential",
+                f"known are {', '.join(elements) or 'no elements in common'}",
             )
         try:
             if isinstance(frame, Unconverged):
@@ -113,8 +123,10 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
         structures.append(bare)
         rows.append(label)
     if not structures:
-        reasons = "".join(f"\n  {u['source']}: {u['reason']}" for u in unreadable)
-        raise DataError(f"{data}: no structure can be read{reasons}", "mend these files, or give others to `mlip-pace predict`")
+        raise DataError(
+            f"{data}: no structure can be read{Audit(left_out=unreadable).reasons()}",
+            "mend these files, or give others to `mlip-pace predict`",
+        )
     predicted = together([of_structures(potential, structures, workers) for potential in potentials])
     part = output.with_name(f".{output.name}.part")
     with part.open("w") as file:
@@ -129,10 +141,12 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
     part.replace(output)
     grades = [float(one.gamma.max()) for one in predicted if one.gamma is not None]
     sigmas = [one.energy_sigma / len(a) for a, one in zip(structures, predicted, strict=True) if one.energy_sigma is not None]
+    close = [told for atoms in structures if (told := too_close(atoms, potentials[0])) is not None]
     summary: dict[str, Any] = {
         "structures": len(structures),
         "atoms": sum(map(len, structures)),
         "unreadable": unreadable,
+        **({"too_close": len(close), "closest": close[0]} if close else {}),
         **({"largest_gamma": max(grades), "extrapolating": sum(g > EXTRAPOLATION for g in grades)} if grades else {}),
         **({"largest_energy_uncertainty": max(sigmas)} if sigmas else {}),  # eV/atom
     }
@@ -145,6 +159,18 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
             summary["coverage"] = coverages.by_type(table, calibration)
             summary["coverage_table"] = coverages.table(summary["coverage"], calibration)
     return summary
+
+
+def too_close(atoms: Atoms, potential: Potential) -> str | None:
+    """Which atoms, if any, are closer than CLOSEST of the shortest distance that the data have of such a pair, in words.
+
+    There ACE is faded out and the reference rules, so that neither grade nor σ tell of it.
+    """
+    nearest = core.shortest_of_every_pair(potential.metadata["basis"]["shortest"], potential.elements)
+    for pair, distance in shortest_distances([atoms], CLOSEST * max(nearest.values())).items():
+        if distance < CLOSEST * nearest[pair]:
+            return f"{pair} {distance:.2f} Å apart, the shortest distance of the data is {nearest[pair]:.2f}"
+    return None
 
 
 def _beside_labels(

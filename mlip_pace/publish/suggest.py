@@ -26,22 +26,23 @@ from ase.io import write as write_structures
 from scipy.linalg import cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
-from mlip_pace.ace import core
 from mlip_pace.ace.uncertainty import Uncertainty
 from mlip_pace.arrays import Array
 from mlip_pace.collect import columns, lammps
-from mlip_pace.collect.audit import fully_periodic
+from mlip_pace.collect.audit import Audit, fully_periodic, sound_geometry
 from mlip_pace.collect.dataset import ATOMS, Structure, geometry_key, structures_of
 from mlip_pace.collect.files import Unconverged, find_files
+from mlip_pace.collect.labels import Broken
+from mlip_pace.collect.output import refuse_place
 from mlip_pace.errors import DataError, NoInputError, OutputError
 from mlip_pace.publish.potential import Potential
-from mlip_pace.publish.predict import EXTRAPOLATION, Prediction, of_structures, opened
-from mlip_pace.reference import shortest_distances
+from mlip_pace.publish.predict import EXTRAPOLATION, Prediction, of_structures, opened, too_close
 from mlip_pace.run import pool
 
+FILES = (".xyz", ".extxyz")  # what OUTPUT ends with, if it is no folder
 VACUUM = 12.0  # Å; between images of what is not periodic
-CLOSEST = 0.8  # of the shortest distance of a pair in the data: nearer atoms teach nothing that a simulation needs
 SKETCH = 256  # random sums of rows that stand for all of them in mean variances
+NOTHING = 1e-16  # of all variances: what rounding leaves of zero
 AT_A_TIME = 16  # gains that are computed together; fixed, so that the choice does not depend on the number of workers
 
 
@@ -85,7 +86,7 @@ def suggest(sidecar: Path, candidates: str, number: int, workers: int = 1) -> Su
     found, assumed = _structures(candidates, potential.elements)
     sources, structures, left_out = _usable(found, potential)
     if not structures:
-        reasons = "".join(f"\n  {one['source']}: {one['reason']}" for one in left_out)
+        reasons = Audit(left_out=left_out).reasons()
         raise DataError(f"{candidates}: none of the structures can be suggested{reasons}", "give other candidates")
     taken = choose(structures, quantify, number, workers)
     chosen = [structures[n] for n, _ in taken]
@@ -103,12 +104,17 @@ def suggest(sidecar: Path, candidates: str, number: int, workers: int = 1) -> Su
     return Suggested(suggestions, left_out, len(structures) - len(taken), assumed)
 
 
+def _files(candidates: str) -> list[Path]:
+    given = Path(candidates)
+    found = [given] if given.is_file() else sorted(given.rglob("*") if given.is_dir() else map(Path, glob(candidates)))
+    return [path for path in found if path.is_file()]
+
+
 def _structures(candidates: str, elements: list[str]) -> tuple[Iterator[Structure], list[str]]:
     """All structures of the files, and what is assumed of them."""
     given = Path(candidates)
     root = given if given.is_dir() else given.parent
-    files = [given] if given.is_file() else sorted(given.rglob("*") if given.is_dir() else map(Path, glob(candidates)))
-    dumps = [path for path in files if path.is_file() and lammps.is_dump(path)]
+    dumps = [path for path in _files(candidates) if lammps.is_dump(path)]
     assumed = [
         f"{path.name} has no column `element`: types {', '.join(f'{n} is {e}' for n, e in enumerate(elements, 1))}"
         for path in dumps
@@ -133,11 +139,10 @@ def _structures(candidates: str, elements: list[str]) -> tuple[Iterator[Structur
 def _usable(found: Iterator[Structure], potential: Potential) -> tuple[list[str], list[Atoms], list[dict[str, str]]]:
     """Sources and structures that can be suggested, and why the others cannot."""
     known = dict.fromkeys(_trained_on(potential), "of the data")
-    nearest = core.shortest_of_every_pair(potential.metadata["basis"]["shortest"], potential.elements)
     sources, structures, left_out = [], list[Atoms](), []
     for source, _, frame in found:
         atoms = frame.atoms if isinstance(frame, Unconverged) else frame
-        reason = atoms if isinstance(atoms, str) else _refused(atoms, potential.elements, nearest)
+        reason = atoms if isinstance(atoms, str) else _refused(atoms, potential)
         if reason is None and not isinstance(atoms, str):
             key = geometry_key(atoms)
             if key in known:
@@ -157,16 +162,17 @@ def _trained_on(potential: Potential) -> list[bytes]:
     return [geometry_key(atoms) for atoms in columns.load(frames)[ATOMS]] if frames.exists() else []
 
 
-def _refused(atoms: Atoms, elements: list[str], nearest: dict[str, float]) -> str | None:
+def _refused(atoms: Atoms, potential: Potential) -> str | None:
     """Why a structure cannot be suggested."""
-    if not len(atoms):
-        return "no atoms"
-    if foreign := sorted(set(atoms.symbols) - set(elements)):
+    try:
+        sound_geometry(atoms, cutoff=1.0)
+    except Broken as broken:
+        return str(broken)
+    if foreign := sorted(set(atoms.symbols) - set(potential.elements)):
         return f"the potential does not know {', '.join(foreign)}"
-    for pair, distance in shortest_distances([atoms], CLOSEST * max(nearest.values())).items():
-        if distance < CLOSEST * nearest[pair]:
-            return f"{pair} {distance:.2f} Å apart, the shortest distance of the data is {nearest[pair]:.2f}"
-    return None
+    if len(atoms) == 1 and not atoms.pbc.any():
+        return "an atom alone: its energy is E0"
+    return too_close(atoms, potential)
 
 
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # one thread gives the same bits
@@ -222,8 +228,10 @@ def _sketch(numbered: tuple[int, Atoms], quantify: Uncertainty) -> _Sketch:
 
 
 def _gain(atoms: Atoms, quantify: Uncertainty, whitener: Array, everything: _Sketch) -> float:
-    rows = whitened(atoms, quantify) @ whitener.T
-    return -sum(float(np.log(_left(rows, about) / (about**2).sum())) for about in (everything.energies, everything.forces))
+    rows, abouts = whitened(atoms, quantify) @ whitener.T, (everything.energies, everything.forces)
+    total = sum(float((about**2).sum()) for about in abouts)
+    # Forces that symmetry keeps at zero are nothing to learn.
+    return -sum(float(np.log(_left(rows, a) / (a**2).sum())) for a in abouts if (a**2).sum() > NOTHING * total)
 
 
 def _left(rows: Array, about: Array) -> float:
@@ -264,29 +272,36 @@ def _reason(atoms: Atoms, prediction: Prediction, quantify: Uncertainty, typical
     return ", ".join(said) or "unlike the data and those before it"
 
 
+def refuse_output(output: Path, candidates: str) -> None:
+    """Raise `OutputError` where `write` could not, or would replace what is read or was written before."""
+    if output.suffix in FILES:
+        refuse_place(output, _files(candidates))
+    elif not output.parent.is_dir() or (output.exists() and not output.is_dir()):
+        raise OutputError(f"{output} cannot be a new folder", "make the folder above it, or give another, or a file .xyz")
+    elif output.is_dir() and any(output.iterdir()):
+        raise OutputError(f"{output} is there, and not empty", "give a new folder, or a file .xyz")
+
+
 def write(suggested: Suggested, output: Path) -> None:
-    """Write an extended XYZ file, or a folder `output` with `001/POSCAR`, …: whole or not at all. Raises `OutputError`."""
+    """Write an extended XYZ file, or a folder `output` with `001/POSCAR`, …: whole or not at all."""
     structures = [one.written(rank) for rank, one in enumerate(suggested.suggestions, 1)]
     part = output.with_name(f".{output.name}.part")
-    if output.suffix in (".xyz", ".extxyz"):
+    if output.suffix in FILES:
         write_structures(part, structures, format="extxyz")
         part.replace(output)
         return
-    if output.is_dir() and any(output.iterdir()):
-        raise OutputError(f"{output} is there, and not empty", "give a new folder, or a file .xyz")
     shutil.rmtree(part, ignore_errors=True)
     for rank, atoms in enumerate(structures, 1):
         place = part / f"{rank:03d}"
         place.mkdir(parents=True)
-        sound = atoms if atoms.cell.rank == 3 else boxed(atoms)
-        write_structures(place / "POSCAR", sound, format="vasp", sort=True)
+        write_structures(place / "POSCAR", atoms if atoms.pbc.all() else boxed(atoms), format="vasp", sort=True)
     part.replace(output)
 
 
 def boxed(atoms: Atoms) -> Atoms:
     """The structure in a cell, with VACUUM around it where it is not periodic: VASP knows no other."""
-    atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell)
-    atoms.center(vacuum=VACUUM / 2, axis=[axis for axis in range(3) if not atoms.cell[axis].any()])
+    atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    atoms.center(vacuum=VACUUM / 2, axis=np.flatnonzero(~atoms.pbc))
     return atoms
 
 

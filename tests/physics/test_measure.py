@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from conftest import labelled, mlip_pace
 
 from mlip_pace import load_calculator
@@ -96,6 +96,7 @@ def test_other_properties_of_the_same_potential_are_no_other_result(tmp_path):
     metadata = intact(tmp_path / "potential.json").metadata
     assert "equation" in metadata["physics"]["crystals"]["Al"]
     assert metadata["seconds"]["physics"] > 0
+    assert isinstance(metadata["errors"]["test"]["n_structures"], int)  # as it was, though it comes from a file
     code, events, _ = mlip_pace(tmp_path, PHYSICS_PROPERTIES="equation")
     assert any("already published" in e["message"] for e in events)
 
@@ -105,6 +106,9 @@ def test_molecules_and_what_is_no_crystal_are_told(published):
     dimer = labelled(Atoms("Al2", [[0, 0, 0], [0, 0, 2.5]]), -5.0)
     found = measured([dimer])
     assert (found.crystals, found.left_out) == ({}, [LeftOut("Al", "crystal", "no structure of it in the data is bulk")])
+    slab = fcc111("Al", (1, 1, 3), vacuum=6.0)
+    slab.pbc = True  # as slabs are after the audit
+    assert measured([labelled(slab, -11.0)]).crystals == {}
     rng = np.random.default_rng(3)
     glass = bulk("Al", cubic=True).repeat(2)
     glass.positions += rng.uniform(-1.2, 1.2, glass.positions.shape)

@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import bulk
 from ase.io import read, write
 from conftest import EXAMPLES, mlip_pace
 
@@ -61,6 +63,22 @@ def test_what_predict_refuses(trained, tmp_path):
     assert not (tmp_path / "out.xyz").exists()
     assert predict(trained / "potential.json", tmp_path / "no.xyz", tmp_path / "out.xyz")["code"] == 66
     assert predict(tmp_path / "cu.xyz", EXAMPLES, tmp_path / "out.xyz")["code"] == 65
+
+
+def test_labels_are_not_replaced_and_what_cannot_be_evaluated_is_named(trained, tmp_path):
+    data, flat = tmp_path / "data.xyz", bulk("Al")
+    flat.cell[2] = flat.cell[0] + flat.cell[1]
+    squeezed, lost, one = Atoms("Al2", [(0, 0, 0), (0, 0, 1.5)]), Atoms("Al2", [(0, 0, 0), (0, 0, np.nan)]), read(EXAMPLES, 50)
+    write(data, [one, flat, lost, Atoms("Al2", np.zeros((2, 3))), squeezed], format="extxyz")
+    before = data.read_bytes()
+    last = predict(trained / "potential.json", data, data)
+    assert last["code"] == 73
+    assert data.read_bytes() == before
+    summary = predict(trained / "potential.json", data, tmp_path / "out.xyz")["summary"]
+    assert [one["source"] for one in summary["unreadable"]] == ["data.xyz#1", "data.xyz#2", "data.xyz#3"]
+    assert summary["structures"] == 2
+    assert summary["too_close"] == 1  # grade and σ do not tell of it
+    assert "Al-Al 1.50 Å apart" in summary["closest"]
 
 
 def check(output, **settings):

@@ -1,15 +1,19 @@
 """`mlip-pace suggest` as a user runs it: what is taken, what is left out and why, LAMMPS's dumps, POSCARs."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111
 from ase.io import read, write
 from conftest import EXAMPLES
 
 from mlip_pace.collect import lammps
+from mlip_pace.collect.cells import gap_along
 from mlip_pace.publish import suggest
 from mlip_pace.publish.potential import Potential
 
@@ -125,6 +129,60 @@ def test_dumps_of_lammps_are_read_with_or_without_elements(dumps, tmp_path):
         assert source == "cut.dump#1"
         assert "cut" in reason
     assert not lammps.is_dump(EXAMPLES)
+
+
+def test_dumps_that_tell_units_and_time_are_read_and_what_a_blown_up_run_leaves_is_named(dumps, demo, tmp_path):
+    frames = "".join(f"ITEM: TIME\n0.{n}\nITEM: TIMESTEP{part}" for n, part in enumerate(
+        (tmp_path / "new.dump").read_text().split("ITEM: TIMESTEP")[1:]))  # fmt: skip
+    told, lost = tmp_path / "told.dump", tmp_path / "lost.dump"
+    told.write_text("ITEM: UNITS\nmetal\n" + frames)
+    assert lammps.is_dump(told)
+    (_, _, first), (_, _, second) = lammps.read(told, "told", ["Al", "Mg"])
+    (_, _, given), _ = lammps.read(tmp_path / "new.dump", "new", ["Al", "Mg"])
+    np.testing.assert_array_equal(first.positions, given.positions)
+    assert len(first) == len(second) == len(dumps)
+    told.write_text("ITEM: UNITS\nlj\n" + frames)
+    (_, _, reason), _ = lammps.read(told, "told", ["Al", "Mg"])
+    assert "units lj" in reason
+    whole, number = (tmp_path / "new.dump").read_text(), re.compile(r"\S+ \S+ \S+\n$")
+    lost.write_bytes(number.sub("nan nan nan\n", whole).encode() + b"\xff\xfe\n")
+    last = run(demo / "potential.json", lost, tmp_path / "out.xyz")
+    assert "lost.dump#0: the same as one of the data" in last["message"]
+    assert "lost.dump#1: positions has values that are no finite numbers" in last["message"]
+
+
+def test_what_is_not_periodic_gets_vacuum_in_a_poscar():
+    slab = fcc111("Al", (1, 1, 3))
+    slab.cell[2, 2] = 4.84  # as a box that LAMMPS shrinks to the atoms
+    cluster = Atoms("Al2", [(0, 0, 0), (0, 0, 2.8)], cell=[8.0, 8.0, 8.0])
+    for atoms, axes in ((slab, [2]), (cluster, [0, 1, 2])):
+        atoms.pbc = [axis not in axes for axis in range(3)]
+        boxed = suggest.boxed(atoms)
+        for axis in axes:
+            assert gap_along(boxed, axis) == pytest.approx(suggest.VACUUM)
+        np.testing.assert_allclose(boxed.get_all_distances(), atoms.get_all_distances())
+
+
+def test_forces_that_symmetry_keeps_at_zero_are_nothing_to_learn(demo):
+    potential = Potential.load(demo / "potential.json")
+    cells = [bulk("Al", a=a) for a in (4.0, 4.05, 4.1, 5.2)]
+    for structures in (cells, cells[::-1]):
+        (best, gain), (_, second) = suggest.choose(structures, potential.uncertainty(), 2, 1)
+        assert structures[best].cell[0, 1] == pytest.approx(2.6)  # far from the data
+        assert gain > second > 0
+
+
+def test_an_output_that_would_replace_what_is_read_is_refused_before_all_else(demo, candidates, tmp_path):
+    before = candidates.read_bytes()
+    (tmp_path / "file").touch()
+    for output, said in (
+        (candidates, "one of the files that are read"), (tmp_path / "no" / "out.xyz", "no folder"),
+        (tmp_path / "file", "cannot be a new folder"), (tmp_path, "not empty"),
+    ):  # fmt: skip
+        last = run(demo / "potential.json", candidates, output)
+        assert last["code"] == 73
+        assert said in last["message"]
+    assert candidates.read_bytes() == before
 
 
 def test_a_folder_of_dumps_gives_poscars(demo, dumps, tmp_path):
