@@ -28,14 +28,16 @@ _NAMES = {
     "forces": ("forces", "force"),
     "stress": ("stress", "virial", "virials"),
 }
-_USUAL = (("", ""), ("ref_", ""), ("dft_", ""), ("", "_dft"))
+_DFT = ("dft_", "")
+_USUAL = (("", ""), ("ref_", ""), _DFT, ("", "_dft"))
 # Names that look like labels; whether they are, only the user can say.
 _ALIKE = {
     "energy": re.compile(r"^(?!.*per_?atom)(.*energ|.*toten|e(_|$)|.*_e(_|$)|u0?$)", re.IGNORECASE),
     "forces": re.compile(r"forc|frc|grad|^f(_|$)|_f(_|$)", re.IGNORECASE),
     "stress": re.compile(r"stress|virial|^vir(_|$)|_vir(_|$)", re.IGNORECASE),
 }
-_WEIGHT = re.compile(r"^w_|weight", re.IGNORECASE)  # of a label, pacemaker's `w_energy` say
+_NO_LABEL = re.compile(r"^w_|weight|uncertainty|spread", re.IGNORECASE)  # but about one, pacemaker's `w_energy` say
+_PREDICTED = ("energy_uncertainty", "max_gamma")  # what `mlip-pace predict` writes beside energies that are a potential's
 _ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
 _SHOWN = 6  # keys that may be an energy, by no more than being a float
 _SAME = 1e-5  # eV/atom, eV/Å, eV/Å^3; less is how labels are rounded
@@ -62,13 +64,16 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
     """
     has = {key: value for key, value in (*atoms.info.items(), *atoms.arrays.items()) if key not in _GEOMETRY}
     has |= {} if atoms.calc is None else atoms.calc.results
-    has = {k: value for k, value in has.items() if isinstance(k, str) and value is not None and not _WEIGHT.search(k)}
+    has = {k: value for k, value in has.items() if isinstance(k, str) and value is not None and not _NO_LABEL.search(k)}
     families = _families(tuple(has))
     named = {kind: key for kind in _NAMES if (key := str(getattr(data, f"{kind}_key"))) != "auto"}
     if missing := [kind for kind, key in named.items() if key not in has and kind != "stress"]:
         kind = missing[0]
         raise Broken(f"no {kind} under the key {named[kind]!r} ({_setting(kind)})" + _hint(missing, has, {}, len(atoms)))
     family = _chosen(families, named, len(atoms))
+    predicted = family == _USUAL[0] and any(key in atoms.info for key in _PREDICTED)
+    if predicted and {"energy", "forces"} <= set(families.get(_DFT, ())):
+        family, predicted = _DFT, False
     place = {**families.get(family, {}), **named}
     if place.get("stress") not in has:
         place.pop("stress", None)
@@ -79,6 +84,9 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
     found = {kind: has[key] for kind, key in place.items()}
     notes = [] if named else _other_sets(has, found, place, families, len(atoms))
     notes += _unused(has, found, family, families, named)
+    if predicted:
+        beside = next(key for key in _PREDICTED if key in atoms.info)
+        notes.append(f"{place['energy']!r} is taken beside {beside!r}, as `mlip-pace predict` writes them: is it DFT's?")
     if "corrected" in place["energy"].lower():
         notes.append(
             f"the energy is taken from {place['energy']!r}; if E0 is subtracted there already, as pacemaker has it, "

@@ -91,6 +91,22 @@ def test_an_energy_under_another_name_is_pointed_out(key):
         labels(atoms, AUTO)
 
 
+def test_what_a_potential_predicted_is_not_taken_for_dft_in_silence():
+    atoms = with_sets("dft_")
+    atoms.calc = labelled(cell(), -14.0).calc
+    atoms.info |= {"energy_uncertainty": 0.1, "max_gamma": 1.2}
+    atoms.arrays["forces_uncertainty"] = np.ones((4, 3))
+    found, said, (note,) = labels(atoms, AUTO)
+    assert (found["energy"], said.split()[0]) == (atoms.info["dft_energy"], "energy=dft_energy")
+    assert "'energy' is not" in note
+    assert labels(atoms, keys(energy="energy")).found["energy"] == -14.0
+    for key in ("dft_energy", "dft_stress"):
+        atoms.info.pop(key, None)
+    found, _, notes = labels(atoms, AUTO)
+    assert found["energy"] == -14.0
+    assert any("`mlip-pace predict` writes them: is it DFT's?" in note for note in notes)
+
+
 def test_of_several_that_may_be_the_energy_none_is_proposed():
     """As in a set of NOMAD's, where the first is zero. In one of water's the only one is called like its method, not energy."""
     atoms = cell()
