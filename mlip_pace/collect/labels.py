@@ -71,7 +71,7 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
         kind = missing[0]
         raise Broken(f"no {kind} under the key {named[kind]!r} ({_setting(kind)})" + _hint(missing, has, {}, len(atoms)))
     family = _chosen(families, named, len(atoms))
-    predicted = family == _USUAL[0] and any(key in atoms.info for key in _PREDICTED)
+    predicted = not named and family == _USUAL[0] and any(key in atoms.info for key in _PREDICTED)
     if predicted and {"energy", "forces"} <= set(families.get(_DFT, ())):
         family, predicted = _DFT, False
     place = {**families.get(family, {}), **named}

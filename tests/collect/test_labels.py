@@ -99,7 +99,9 @@ def test_what_a_potential_predicted_is_not_taken_for_dft_in_silence():
     found, said, (note,) = labels(atoms, AUTO)
     assert (found["energy"], said.split()[0]) == (atoms.info["dft_energy"], "energy=dft_energy")
     assert "'energy' is not" in note
-    assert labels(atoms, keys(energy="energy")).found["energy"] == -14.0
+    asked = labels(atoms, keys(energy="energy"))
+    assert asked.found["energy"] == -14.0
+    assert asked.keys.startswith("energy=energy forces=forces")
     for key in ("dft_energy", "dft_stress"):
         atoms.info.pop(key, None)
     found, _, notes = labels(atoms, AUTO)
