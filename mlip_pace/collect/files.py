@@ -90,7 +90,9 @@ def find_files(path: str) -> list[InputFile]:
         root = Path(os.path.dirname(re.split(r"[*?\[]", path)[0]))
     if not candidates:
         exists = "holds no files" if given.is_dir() else "does not exist"
-        raise NoInputError(f"{path} {exists}", "mount the data there, or give another path (of a job: MLIP_PACE_DATA_PATH, _TEST_PATH)")
+        raise NoInputError(
+            f"{path} {exists}", "mount the data there, or give another path (of a job: MLIP_PACE_DATA_PATH, _TEST_PATH)"
+        )
     found = {p: kind for p in sorted(candidates) if (kind := format_of(p))}
     runs = {(p.parent, _vasp_tag(p)) for p, kind in found.items() if kind == "vasp-xml"}
     outcars = {(p.parent, _vasp_tag(p)): p for p, kind in found.items() if kind == "vasp-out"}

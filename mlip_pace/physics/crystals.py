@@ -27,8 +27,8 @@ from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, compo
 from mlip_pace.probe.ground import is_bulk
 from mlip_pace.run.stopping import raise_if_stopped
 
-SAME_PLACE = 0.05  # Å: atoms this far from places of a symmetry are taken to be on them; the relaxation then says
-IN_DATA = 5e-3  # Å: the same of structures that are as they are; a strain of half a percent is seen
+SAME_PLACE = 0.05  # Å: atoms this far from places of a symmetry may belong on them; the relaxation then says
+AS_IT_IS = 5e-3  # Å: the same of structures that are as they are; a strain of half a percent is seen
 FIRST, LAST = 5e-3, 1e-4  # eV/Å: forces on atoms, and on the cell, after the first relaxation and after that of the crystal
 STEPS = 500  # of a relaxation
 HIGHER = 1e-3  # eV/atom that the symmetric structure may be above the one that it was found in
@@ -67,7 +67,7 @@ class Lattice:
     number: int
 
     @classmethod
-    def of(cls, atoms: Atoms, within: float = SAME_PLACE) -> Lattice:
+    def of(cls, atoms: Atoms, within: float = AS_IT_IS) -> Lattice:
         found = standard(atoms, within=within)
         conventional = atoms if found is None else found
         a, b, c, alpha, beta, gamma = conventional.cell.cellpar().tolist()
@@ -143,15 +143,16 @@ def crystal_of(lowest: Lowest, calculator: Any, e0: Mapping[str, float], deadlin
     given = lowest.atoms
     first = relaxed(given, calculator, deadline, cell=True, fmax=FIRST)
     best, energy = first, cohesive(first, calculator, e0)
-    if (symmetric := standard(first, primitive=True)) is not None:
-        last = relaxed(symmetric, calculator, deadline, cell=True, fmax=LAST)
-        if (symmetric_energy := cohesive(last, calculator, e0)) < energy + HIGHER:
-            best, energy = last, symmetric_energy
+    if (symmetric := standard(first, primitive=True, within=SAME_PLACE)) is not None:
+        best = relaxed(symmetric, calculator, deadline, cell=True, fmax=LAST)
+        if cohesive(best, calculator, e0) > energy + HIGHER:  # its symmetry is lower than it looks
+            best = relaxed(first, calculator, deadline, cell=True, fmax=LAST)
+        energy = cohesive(best, calculator, e0)
     conventional = standard(best)
     lattice, small = Lattice.of(best), len(best) <= LARGEST_CELL
     is_crystal = small and (lattice.number > 1 or len(best) <= WITHOUT_SYMMETRY)
     cell = Cell.of(best if conventional is None else conventional)
-    return Crystal(lowest.source, Lattice.of(given, IN_DATA), lowest.energy, lattice, energy, cell, is_crystal)
+    return Crystal(lowest.source, Lattice.of(given), lowest.energy, lattice, energy, cell, is_crystal)
 
 
 def relaxed(atoms: Atoms, calculator: Any, deadline: float = math.inf, cell: bool = False, fmax: float = LAST) -> Atoms:
@@ -198,7 +199,7 @@ def bare(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def standard(atoms: Atoms, primitive: bool = False, within: float = SAME_PLACE) -> Atoms | None:
+def standard(atoms: Atoms, primitive: bool = False, within: float = AS_IT_IS) -> Atoms | None:
     """The standard cell of the crystal, idealized; none where spglib finds none."""
     found = spglib.standardize_cell(_as_tuple(atoms), to_primitive=primitive, no_idealize=False, symprec=within)
     if found is None:
@@ -207,7 +208,7 @@ def standard(atoms: Atoms, primitive: bool = False, within: float = SAME_PLACE) 
     return Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
 
 
-def group_of(atoms: Atoms, within: float = SAME_PLACE) -> tuple[str, int]:
+def group_of(atoms: Atoms, within: float = AS_IT_IS) -> tuple[str, int]:
     """The space group: its symbol and number."""
     found = symmetry_of(atoms, within)
     return ("P1", 1) if found is None else (str(found.international), int(found.number))
@@ -222,7 +223,7 @@ def rotations_of(atoms: Atoms) -> Array:
     return np.array([cell @ rotation @ np.linalg.inv(cell) for rotation in found.rotations])
 
 
-def symmetry_of(atoms: Atoms, within: float = SAME_PLACE) -> Any:
+def symmetry_of(atoms: Atoms, within: float = AS_IT_IS) -> Any:
     """spglib's dataset of a structure whose atoms are `within` (Å) of the places of its symmetry; none if it finds none."""
     return spglib.get_symmetry_dataset(_as_tuple(atoms), symprec=within)
 

@@ -22,7 +22,6 @@ from mlip_pace.collect.cells import GAP, gap_along, heights
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, composition
 from mlip_pace.physics import strained, volumes
 from mlip_pace.physics.crystals import (
-    IN_DATA,
     Crystal,
     cohesive,
     group_of,
@@ -98,9 +97,9 @@ def of_crystal(
 def is_same(atoms: Atoms, crystal: Crystal) -> bool:
     """Whether a structure is the crystal, at about its volume."""
     ratio = float(atoms.cell.volume) / len(atoms) / crystal.relaxed.volume
-    if not VOLUMES[0] < ratio < VOLUMES[1] or group_of(atoms, IN_DATA)[1] != crystal.relaxed.number:
+    if not VOLUMES[0] < ratio < VOLUMES[1] or group_of(atoms)[1] != crystal.relaxed.number:
         return False
-    found, known = standard(atoms, within=IN_DATA), crystal.atoms()
+    found, known = standard(atoms), crystal.atoms()
     if found is None or sorted(found.symbols) != sorted(known.symbols):
         return False
     shape = found.cell.cellpar() * ([np.cbrt(1 / ratio)] * 3 + [1.0] * 3)

@@ -20,7 +20,7 @@ from scipy.linalg import polar
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.dataset import ATOMS, STRESS
 from mlip_pace.physics import elastic, volumes
-from mlip_pace.physics.crystals import Crystal, rotations_of, symmetry_of
+from mlip_pace.physics.crystals import SAME_PLACE, Crystal, rotations_of, symmetry_of
 
 AT_REST = 0.05  # eV/Å: largest force
 LARGEST, SMALLEST = 0.025, 1e-4  # entries of a strain
@@ -91,7 +91,7 @@ def _strained(reference: Any, alike: pd.DataFrame) -> Iterator[tuple[Array, Arra
 
 def _to_standard(atoms: Atoms) -> Array:
     """The rotation (3, 3) of the axes of a crystal to those of its standard cell."""
-    found = symmetry_of(atoms)
+    found = symmetry_of(atoms, SAME_PLACE)
     rotation: Array = np.eye(3) if found is None else np.array(found.std_rotation_matrix)
     return rotation
 

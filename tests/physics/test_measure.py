@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111
+from ase.calculators.calculator import Calculator, all_changes
 from conftest import labelled, mlip_pace
 
 from mlip_pace import load_calculator
@@ -99,6 +100,31 @@ def test_other_properties_of_the_same_potential_are_no_other_result(tmp_path):
     assert isinstance(metadata["errors"]["test"]["n_structures"], int)  # as it was, though it comes from a file
     code, events, _ = mlip_pace(tmp_path, PHYSICS_PROPERTIES="equation")
     assert any("already published" in e["message"] for e in events)
+
+
+class OffCentre(Calculator):
+    """Two atoms: caesium chloride whose second atom has two places, 0.02 Å to either side of the middle, 0.01 eV deep."""
+
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012 (ASE's interface)
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        one, other = atoms.get_scaled_positions(wrap=False)
+        apart = other - one - 0.5
+        x, y, z = (apart - np.round(apart)) @ atoms.cell.array
+        a, b = 0.02 / 0.02**2, 0.01 / 0.02**4
+        slope = np.array([2 * a * x, 2 * a * y, -2 * a * z + 4 * b * z**3])
+        energy = -6.0 + a * (x**2 + y**2 - z**2) + b * z**4
+        self.results = {"energy": energy, "forces": np.array([slope, -slope]), "stress": np.zeros(6)}
+
+
+def test_what_is_a_little_off_the_places_of_a_symmetry_stays_there_if_that_is_lower():
+    given = Atoms("CsCl", cell=4 * np.eye(3), scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5 + 0.015 / 4]], pbc=True)
+    found = crystals.crystal_of(crystals.Lowest("CsCl", "x", given, -3.0), OffCentre(), {})
+    assert found.energy == pytest.approx(-3.005, abs=1e-5)
+    assert found.relaxed.space_group == "P4mm"
+    for cell in (found.atoms(), found.primitive()):
+        assert crystals.cohesive(cell, OffCentre(), {}) == pytest.approx(found.energy, abs=1e-5)
 
 
 def test_molecules_and_what_is_no_crystal_are_told(published):
