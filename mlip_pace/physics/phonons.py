@@ -68,7 +68,8 @@ def phonons(crystal: Crystal, calculator: Any, deadline: float = math.inf) -> Ph
     counts = np.round(larger.cell.lengths() / cell.cell.lengths()).astype(int)
     primitive = np.linalg.inv(cell.cell.array.T) @ crystal.primitive().cell.array.T
     given = PhonopyAtoms(symbols=list(cell.symbols), cell=cell.cell.array, scaled_positions=cell.get_scaled_positions())
-    found = Phonopy(given, supercell_matrix=np.diag(counts), primitive_matrix=primitive, log_level=0)
+    # Rust's threads, phonopy's default, do not survive a fork: a worker would wait for them for ever.
+    found = Phonopy(given, supercell_matrix=np.diag(counts), primitive_matrix=primitive, log_level=0, lang="C")
     found.generate_displacements(distance=DISPLACEMENT)
     forces = []
     for moved in found.supercells_with_displacements or []:

@@ -1,5 +1,8 @@
 """Phonons against the dynamical matrix of pair potentials, and a crystal that is not stable."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -45,3 +48,18 @@ def test_imaginary_modes_have_their_names():
     assert "G" not in names
     assert 0 < found.share < 0.1
     assert min(map(min, found.bands.frequencies)) == pytest.approx(names["N"], abs=0.01)
+
+
+def test_after_phonons_in_this_process_its_workers_compute_them_too():
+    """Threads do not survive a fork, and what waits for them waits for ever; here in a process that a limit of time ends."""
+    script = """
+from functools import partial
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from mlip_pace.physics import crystals, phonons
+from mlip_pace.run import pool
+copper = crystals.crystal_of(crystals.Lowest("Cu", "", bulk("Cu"), -3.5), EMT(), {})
+first = phonons.phonons(copper, EMT())
+assert list(pool.parallel_map(partial(phonons.phonons, calculator=EMT()), [copper, copper], 2)) == [first, first]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
