@@ -197,7 +197,7 @@ def worse_than_nothing(train: pd.DataFrame, errors: dict[str, float]) -> list[st
     """What a potential that knows only E0 and the mean energy, and no forces, would do better, in words.
 
     On the structures that it was trained on the errors must be smaller than the spread of the DFT values: the standard
-    deviation of energies relative to free atoms (eV/atom), and the root mean square of force components (eV/Å).
+    deviation of energies relative to the sum of E0 (eV/atom), and the root mean square of force components (eV/Å).
     """
     binding = (train[ENERGY] - train[ENERGY_ATOMS]) / train[ATOMS].map(len)
     spreads = {
