@@ -31,7 +31,7 @@ from mlip_pace.ace.uncertainty import Uncertainty
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.audit import Audit, checked, fully_periodic, sound_geometry
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, STRESS, structures_of
-from mlip_pace.collect.files import Unconverged, find_files
+from mlip_pace.collect.files import InputFile, Unconverged, find_files
 from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.collect.output import refuse_place
 from mlip_pace.errors import DataError
@@ -97,31 +97,7 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
     elements = sorted(set.intersection(*(set(potential.elements) for potential in potentials)))
     files = find_files(data)
     refuse_place(output, [file.path for file in files])
-    structures, rows, unreadable = [], [], []
-    for source, _, frame in chain.from_iterable(structures_of(files)):
-        atoms = frame.atoms if isinstance(frame, Unconverged) else frame
-        try:
-            if isinstance(atoms, str):
-                raise Broken(atoms)
-            sound_geometry(atoms, cutoff=1.0)
-        except Broken as broken:
-            unreadable.append({"source": source, "reason": str(broken)})
-            continue
-        if foreign := sorted(set(atoms.symbols) - set(elements)):
-            raise DataError(
-                f"{source}: {', '.join(foreign)} not known to {'every' if len(potentials) > 1 else 'the'} potential",
-                f"known are {', '.join(elements) or 'no elements in common'}",
-            )
-        try:
-            if isinstance(frame, Unconverged):
-                raise Broken(frame.reason)
-            label = checked(atoms, labels(atoms, DataSettings.model_construct()).found, None, cutoff=1.0)[:3]
-        except Broken:
-            label = None
-        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        bare.info = {key: atoms.info[key] for key in ("name", "config_type", "group") if key in atoms.info} | {"source": source}
-        structures.append(bare)
-        rows.append(label)
+    structures, rows, unreadable = _readable(files, elements, len(potentials))
     if not structures:
         raise DataError(
             f"{data}: no structure can be read{Audit(left_out=unreadable).reasons()}",
@@ -159,6 +135,40 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
             summary["coverage"] = coverages.by_type(table, calibration)
             summary["coverage_table"] = coverages.table(summary["coverage"], calibration)
     return summary
+
+
+def _readable(
+    files: list[InputFile], elements: Sequence[str], members: int
+) -> tuple[list[Atoms], list[Any], list[dict[str, str]]]:
+    """The structures that can be evaluated, the labels of each (energy, forces, stress; None where they cannot be used), and
+    source and reason of the others. Raises `DataError` for an element that not all of the potentials know.
+    """
+    structures, rows, unreadable = list[Atoms](), list[Any](), list[dict[str, str]]()
+    for source, _, frame in chain.from_iterable(structures_of(files)):
+        atoms = frame.atoms if isinstance(frame, Unconverged) else frame
+        try:
+            if isinstance(atoms, str):
+                raise Broken(atoms)
+            sound_geometry(atoms, cutoff=1.0)
+        except Broken as broken:
+            unreadable.append({"source": source, "reason": str(broken)})
+            continue
+        if foreign := sorted(set(atoms.symbols) - set(elements)):
+            raise DataError(
+                f"{source}: {', '.join(foreign)} not known to {'every' if members > 1 else 'the'} potential",
+                f"known are {', '.join(elements) or 'no elements in common'}",
+            )
+        try:
+            if isinstance(frame, Unconverged):
+                raise Broken(frame.reason)
+            label = checked(atoms, labels(atoms, DataSettings.model_construct()).found, None, cutoff=1.0)[:3]
+        except Broken:
+            label = None
+        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        bare.info = {key: atoms.info[key] for key in ("name", "config_type", "group") if key in atoms.info} | {"source": source}
+        structures.append(bare)
+        rows.append(label)
+    return structures, rows, unreadable
 
 
 def too_close(atoms: Atoms, potential: Potential) -> str | None:

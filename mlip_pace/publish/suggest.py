@@ -91,12 +91,8 @@ def suggest(sidecar: Path, candidates: str, number: int, workers: int = 1) -> Su
     taken = choose(structures, quantify, number, workers)
     chosen = [structures[n] for n, _ in taken]
     predictions = of_structures(potential, chosen, workers)
-    typical = (
-        float(
-            np.median([p.energy_sigma / len(a) for a, p in zip(chosen, predictions, strict=True) if p.energy_sigma is not None])
-        ),
-        float(np.median([p.forces_sigma.max() for p in predictions if p.forces_sigma is not None])),
-    )
+    energies, forces = zip(*(_sigmas(*one) for one in zip(chosen, predictions, strict=True)), strict=True)
+    typical = float(np.median(energies)), float(np.median([of_atoms.max() for of_atoms in forces]))
     suggestions = [
         Suggestion(sources[n], structures[n], prediction, gain, _reason(structures[n], prediction, quantify, typical))
         for (n, gain), prediction in zip(taken, predictions, strict=True)
@@ -258,16 +254,23 @@ def whitened(atoms: Atoms, quantify: Uncertainty) -> Array:
     return rows
 
 
+def _sigmas(atoms: Atoms, prediction: Prediction) -> tuple[float, Array]:
+    """σ of the energy (eV/atom), and the largest of the forces on each atom (n,) (eV/Å)."""
+    assert prediction.energy_sigma is not None  # potentials without uncertainties are refused
+    assert prediction.forces_sigma is not None
+    return prediction.energy_sigma / len(atoms), prediction.forces_sigma.max(axis=1)
+
+
 def _reason(atoms: Atoms, prediction: Prediction, quantify: Uncertainty, typical: tuple[float, float]) -> str:
     """Why a structure was taken, in words; `typical` are σ of the energy (eV/atom) and of the forces of those taken."""
-    said, gamma, sigma, floors = [], prediction.gamma, prediction.forces_sigma, quantify.calibration
-    of_energy = None if prediction.energy_sigma is None else prediction.energy_sigma / len(atoms)
+    said, gamma, calibration = [], prediction.gamma, quantify.calibration
+    of_energy, of_atoms = _sigmas(atoms, prediction)
     if gamma is not None and gamma.max() > EXTRAPOLATION:
         said.append(f"the potential extrapolates at {atoms.symbols[int(gamma.argmax())]} {int(gamma.argmax())}")
-    if sigma is not None and sigma.max() > 2 * max(typical[1], floors.forces.floor):
-        atom = int(sigma.max(axis=1).argmax())
-        said.append(f"forces on {atoms.symbols[atom]} {atom} uncertain by {sigma.max():.2f} eV/Å")
-    if of_energy is not None and of_energy > 2 * max(typical[0], floors.energy.floor):
+    if of_atoms.max() > 2 * max(typical[1], calibration.forces.floor):
+        atom = int(of_atoms.argmax())
+        said.append(f"forces on {atoms.symbols[atom]} {atom} uncertain by {of_atoms[atom]:.2f} eV/Å")
+    if of_energy > 2 * max(typical[0], calibration.energy.floor):
         said.append(f"energy uncertain by {1e3 * of_energy:.1f} meV/atom")
     return ", ".join(said) or "unlike the data and those before it"
 
