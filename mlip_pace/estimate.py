@@ -15,7 +15,7 @@ from ase import Atoms
 
 from mlip_pace.ace import basis
 from mlip_pace.ace.basis import Basis
-from mlip_pace.ace.expansion import ATOMS_IN_BATCH
+from mlip_pace.ace.bonds import ATOMS_IN_BATCH
 from mlip_pace.run import limits
 from mlip_pace.train.pacemaker import memory_needed
 

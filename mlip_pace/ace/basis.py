@@ -6,7 +6,10 @@ the body order asked for. Distances in Å.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations_with_replacement, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +45,18 @@ class Section:
 
     content: dict[str, Any]
 
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.content, sort_keys=True))
+
     @property
     def for_pacemaker(self) -> dict[str, Any]:
         """What input.yaml says of it."""
         return self.content
+
+    @property
+    def state(self) -> Hashable:
+        """Never changes."""
+        return None
 
     def configuration(self) -> Any:
         """pyace's `BBasisConfiguration`."""
@@ -64,6 +75,12 @@ class BasisFile:
     def for_pacemaker(self) -> dict[str, Any]:
         """What input.yaml says of it."""
         return {"filename": str(self.path.resolve())}
+
+    @property
+    def state(self) -> Hashable:
+        """Changes when the file does."""
+        found = self.path.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def configuration(self) -> Any:
         """pyace's `BBasisConfiguration`."""
@@ -153,10 +170,20 @@ def refuse_unusable(basis: Basis, elements: list[str]) -> None:
 
 
 def basis_set(basis: Basis) -> Any:
-    """pyace's `ACEBBasisSet`: functions and coefficients, ready to be evaluated."""
+    """pyace's `ACEBBasisSet`: functions and coefficients, ready to be evaluated. It is shared: not to be changed."""
+    return _shared(basis, basis.state)
+
+
+def new_basis_set(basis: Basis) -> Any:
+    """`basis_set` that may be changed."""
     from pyace.basis import ACEBBasisSet
 
     return ACEBBasisSet(basis.configuration())
+
+
+@lru_cache(maxsize=2)
+def _shared(basis: Basis, state: Hashable) -> Any:
+    return new_basis_set(basis)
 
 
 def size(basis: Basis) -> Size:

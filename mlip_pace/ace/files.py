@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip_pace.ace.basis import Basis, BasisFile, basis_set
+from mlip_pace.ace.basis import Basis, BasisFile, basis_set, new_basis_set
 from mlip_pace.arrays import Array
 from mlip_pace.errors import ToolError
 
@@ -17,7 +17,7 @@ def write_linear(target: Path, basis: Basis, coefficients: Array, radial: Array 
 
     `radial` are the coefficients of the radial functions, if they are to be other than those of `basis`.
     """
-    built = basis_set(basis)
+    built = new_basis_set(basis)
     values = np.array(built.all_coeffs)
     count = len(built.crad_coeffs)
     if radial is not None:

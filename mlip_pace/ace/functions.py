@@ -3,14 +3,14 @@
 In the notation of R. Drautz, Phys. Rev. B 99, 014104 (2019): A_nlm = Σ_j R_nl(r_j) Y_lm(r_j) for each element of neighbours,
 and B = Σ_ms C_ms Re Π A_nlm. The variables x of an atom are, for each element of neighbours, Σ_j g_k(r_j), of which functions
 of one neighbour are made, and the real and imaginary parts of A with m >= 0 (A_nl-m is (-1)^m times the conjugate of A_nlm).
-Derivatives come from the products that lack one factor, or two, by one sparse matrix each.
+Derivatives come from the products that lack one factor, or two, by one sparse matrix each, LANES atoms at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import combinations, product
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy.sparse import csc_array, csr_array, hstack
 
 from mlip_pace.ace import kernels
+from mlip_pace.ace.kernels import LANES
 from mlip_pace.arrays import Array, Integers
 
 Complex = npt.NDArray[np.complex128]
@@ -64,10 +65,11 @@ class Variables:
                 along[:, minus] = (-1) ** m, -1j * (-1) ** m
         return numbers, along
 
-    def densities(self, x: Array) -> Complex:
-        """A (centres, variables) from x (centres, variables)."""
-        numbers, along = self.parts
-        return np.ascontiguousarray(along[0] * x[:, numbers[0]] + along[1] * x[:, numbers[1]])
+    def densities(self, x: Array) -> Array:
+        """A (2 variables, LANES) from x (centres, variables) of at most LANES centres."""
+        result = np.empty((2 * self.count, LANES))
+        kernels.densities(x, *self.parts, result)
+        return result
 
 
 @dataclass(frozen=True)
@@ -76,24 +78,6 @@ class _Terms:
 
     factors: Integers  # (order, terms): numbers of A
     mixing: csr_array  # (functions, terms): C_ms
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """A sparse matrix row by row, as `kernels.times` takes it."""
-
-    ends: Integers
-    columns: Integers
-    data: Array
-
-    @staticmethod
-    def of(matrix: csr_array) -> Compressed:
-        return Compressed(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)
-
-    def times(self, vector: Array) -> Array:
-        result = np.empty(len(self.ends) - 1)
-        kernels.times(self.ends, self.columns, self.data, vector, result)
-        return result
 
 
 class Functions:
@@ -110,52 +94,51 @@ class Functions:
         orders = [np.full(terms.factors.shape[1], len(terms.factors)) for terms in self.terms]
         self.ends = np.cumsum([0, *np.concatenate(orders)]).astype(np.int64)
         self.factors = np.concatenate([terms.factors.T.ravel() for terms in self.terms]).astype(np.int64)
-        self.mixing = Compressed.of(csr_array(hstack([terms.mixing for terms in self.terms])))
+        self.mixing = csr_array(hstack([terms.mixing for terms in self.terms]))
         slopes = csr_array(self._slope_matrix())
         kept = np.flatnonzero(np.diff(slopes.indptr))
         variable, function = np.divmod(kept, self.count)
         order = np.lexsort((variable, function, variable // variables.width))
         kept, variable, function = kept[order], variable[order], function[order]
-        self.slopes = Compressed.of(slopes[kept])
+        self.slopes = slopes[kept]  # from the products without one factor
         self.slope_functions, self.slope_variables = function, variable
         self.slope_places = variable % variables.width
         starts = np.arange(variables.elements)[:, None] * self.count + np.arange(self.count + 1)
         self.slope_ends = np.searchsorted(variable // variables.width * self.count + function, starts).astype(np.int64)
 
-    def products(self, densities: Complex) -> tuple[Array, Array]:
-        """Of one centre: the products of all terms, and real and imaginary parts of those that lack one factor."""
-        without, whole = np.empty(len(self.factors), complex), np.empty(len(self.ends) - 1)
+    def products(self, densities: Array) -> tuple[Array, Array]:
+        """Of some centres: the products of all terms (terms, LANES), and those that lack one factor (2 factors, LANES)."""
+        without, whole = np.empty((2 * len(self.factors), LANES)), np.empty((len(self.ends) - 1, LANES))
         kernels.products(densities, self.ends, self.factors, without, whole)
-        return whole, without.view(np.float64)
+        return whole, without
 
-    def values(self, densities: Complex) -> Array:
-        """B (centres, functions)."""
-        return np.array([self.mixing.times(self.products(one)[0]) for one in densities]).reshape(-1, self.count)
+    def values(self, densities: Array) -> Array:
+        """B (functions, LANES)."""
+        of_centres: Array = self.mixing @ self.products(densities)[0]
+        return of_centres
 
-    def curvature(self, c: Array) -> csc_array:
-        """For `hessians`: from the products without two factors to Σ c ∂²B/∂x∂x (variables variables,)."""
-        entries, variables, (numbers, alongs) = _Entries(), self.variables.count, self.variables.parts
-        for terms in self.terms:
-            weight, t = terms.mixing.T @ c, np.arange(terms.factors.shape[1])
-            for one, other in combinations(terms.factors, 2):
-                for i, j in product((0, 1), repeat=2):
-                    x, y = numbers[i, one], numbers[j, other]
-                    along = weight * alongs[i, one] * alongs[j, other]
-                    entries.add(x * variables + y, t, along)
-                    entries.add(y * variables + x, t, along)
-                entries.next_products(len(t))
-        return entries.matrix(variables**2)
+    def gradient(self, c: Array) -> csr_array:
+        """From the slopes to Σ c ∂B/∂x (variables)."""
+        entries = (c[self.slope_functions], (self.slope_variables, np.arange(len(self.slope_functions))))
+        return csr_array(entries, shape=(self.variables.count, len(self.slope_functions)))
 
-    def hessians(self, curvature: csc_array, densities: Complex) -> Iterator[Array]:
-        """Σ c ∂²B/∂x∂x (variables, variables) of one centre after the other, for the c of the `curvature`."""
-        size, products = self.variables.count, []
-        for terms in self.terms:
-            factors = [np.take(densities, factor, axis=1) for factor in terms.factors]
-            for left_out in combinations(range(len(factors)), 2):
-                kept = [factor for n, factor in enumerate(factors) if n not in left_out]
-                products.append(reduce(np.multiply, kept) if kept else np.ones_like(factors[0]))
-        stacked = np.concatenate([*products, np.empty((len(densities), 0))], axis=1).astype(complex, copy=False)
-        return ((curvature @ parts).reshape(size, size) for parts in np.ascontiguousarray(stacked).view(np.float64))
+    def curvature(self, c: Array) -> csr_array:
+        """From `products_without_two` to Σ c ∂²B/∂x∂x, of the pairs of variables `curved`."""
+        weights = np.concatenate([terms.mixing.T @ c for terms in self.terms])
+        matrix = self._curvature.copy()
+        matrix.data *= weights[self._term_of_pair[matrix.indices // 2]]
+        return matrix
+
+    @cached_property
+    def curved(self) -> tuple[Integers, Integers]:
+        """The pairs of variables, the first not after the second, by which functions have second derivatives."""
+        return np.divmod(np.flatnonzero(np.diff(self._curvatures.indptr)), self.variables.count)
+
+    def products_without_two(self, densities: Array) -> Array:
+        """(2 pairs of factors of one term, LANES)."""
+        without = np.empty((2 * len(self._term_of_pair), LANES))
+        kernels.products_without_two(densities, self.ends, self.factors, without)
+        return without
 
     def _read(self, functions: Sequence[Any], rank1: int) -> list[_Terms]:
         """The products of which the functions are made, by order."""
@@ -175,6 +158,34 @@ class Functions:
             found.append(_Terms(factors.reshape(order, len(terms)), mixing))
         return found
 
+    @cached_property
+    def _curvature(self) -> csr_array:
+        """From `products_without_two` to ∂²(sum of all terms)/∂x∂x, of the pairs of variables `curved`."""
+        return self._curvatures[np.flatnonzero(np.diff(self._curvatures.indptr))]
+
+    @cached_property
+    def _term_of_pair(self) -> Integers:
+        """The term of each pair of factors."""
+        orders = np.diff(self.ends)
+        return np.repeat(np.arange(len(orders)), orders * (orders - 1) // 2)
+
+    @cached_property
+    def _curvatures(self) -> csr_array:
+        """`_curvature` of all pairs of variables, (variables variables, 2 pairs of factors): those with the first not after the
+        second."""
+        entries, variables, (numbers, alongs), first = _Entries(), self.variables.count, self.variables.parts, 0
+        for terms in self.terms:
+            pairs = list(combinations(terms.factors, 2))
+            for n, (one, other) in enumerate(pairs):
+                product = first + len(pairs) * np.arange(len(one)) + n
+                for i, j in np.ndindex(2, 2):
+                    x, y = numbers[i, one], numbers[j, other]
+                    along = alongs[i, one] * alongs[j, other]
+                    # Twice on the diagonal, ∂²(x x)/∂x∂x.
+                    entries.add(np.minimum(x, y) * variables + np.maximum(x, y), product, along * (1 + (x == y)))
+            first += len(pairs) * terms.factors.shape[1]
+        return csr_array(entries.matrix((variables**2, 2 * first)))
+
     def _slope_matrix(self) -> csc_array:
         """From the products without one factor, in the order of `factors`, to ∂B/∂x (variables functions,)."""
         entries, count, (numbers, alongs), first = _Entries(), self.count, self.variables.parts, 0
@@ -185,30 +196,25 @@ class Functions:
                 for x, along in zip(numbers[:, factor[t]], alongs[:, factor[t]], strict=True):
                     entries.add(x * count + k, first + t * order + n, mixing.data * along)
             first += terms.factors.size
-        entries.next_products(first)
-        return entries.matrix(self.variables.count * count)
+        return entries.matrix((self.variables.count * count, 2 * first))
 
 
 class _Entries:
-    """The entries of a sparse matrix whose columns are real and imaginary parts of products, one kind after the other."""
+    """The entries of a sparse matrix whose columns are real and imaginary parts of products."""
 
     def __init__(self) -> None:
         self.rows: list[Integers] = []
         self.columns: list[Integers] = []
         self.data: list[Array] = []
-        self.width = 0
 
     def add(self, rows: Integers, product: Integers, along: Complex) -> None:
-        """Re(along product) of products of the present kind."""
+        """Re(along product)."""
         for offset, data in ((0, along.real), (1, -along.imag)):
             self.rows.append(rows)
-            self.columns.append(self.width + 2 * product + offset)
+            self.columns.append(2 * product + offset)
             self.data.append(data)
 
-    def next_products(self, count: int) -> None:
-        self.width += 2 * count
-
-    def matrix(self, height: int) -> csc_array:
+    def matrix(self, shape: tuple[int, int]) -> csc_array:
         rows, columns, data = (np.concatenate([*parts, []]) for parts in (self.rows, self.columns, self.data))
         entries = data != 0
-        return csc_array((data[entries], (rows[entries].astype(int), columns[entries].astype(int))), shape=(height, self.width))
+        return csc_array((data[entries], (rows[entries].astype(int), columns[entries].astype(int))), shape=shape)

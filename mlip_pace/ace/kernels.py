@@ -1,7 +1,7 @@
 """The innermost loops of the expansion, compiled by numba: what depends on every bond, product or row.
 
-Arrays are those of `expansion.py` and `functions.py`. Of each centre the derivatives by places are a block (width, 3 links),
-links innermost, so that the longest loop runs over numbers that lie side by side; blocks follow one another in one flat array.
+Arrays are those of `bonds.py`, `expansion.py` and `functions.py`. The last axis is what the innermost loops run over, numbers
+that lie side by side: bonds, the coordinates of one centre, or, for polynomials, LANES centres that are computed together.
 Kernels are compiled for their signatures when this module is imported, and kept beside it, or, where that folder cannot be
 written, in a temporary one, or, where there is none, not at all. They run on one thread: worker processes are for more.
 """
@@ -23,6 +23,7 @@ from mlip_pace.arrays import Array
 
 Compiled = TypeVar("Compiled", bound=Callable[..., None])
 KEPT = Path(__file__).parent / ".kernels"
+LANES = 8
 
 
 def _cache() -> str | None:
@@ -53,7 +54,11 @@ if CACHE is not None:
 
 
 def kernel(signature: str) -> Callable[[Compiled], Compiled]:
-    compiled: Callable[[Compiled], Compiled] = numba.njit(signature, cache=CACHE is not None, error_model="numpy")  # type: ignore[assignment]
+    # The order of sums is the compiler's, so that it can make several parts at a time: the same in all processes of a machine.
+    fastmath = {"reassoc", "contract", "nsz"}
+    compiled: Callable[[Compiled], Compiled] = numba.njit(  # type: ignore[assignment]
+        signature, cache=CACHE is not None, error_model="numpy", fastmath=fastmath
+    )
     return compiled
 
 
@@ -65,7 +70,7 @@ def bond_functions(
 ) -> None:  # fmt: skip
     """g_k and its slope, from cubic splines through values and slopes at 1, 2, ... steps, and harmonics with gradients.
 
-    `legendre` and `derivative` are the tables of `harmonics.py` for the pairs `ls`, `ms`.
+    `legendre` and `derivative` are the tables of `harmonics.py` for the pairs `ls`, `ms`. Bonds are last in all arrays.
     """
     powers = np.empty(legendre.shape[0])
     around = np.empty(legendre.shape[0] + 1, np.complex128)
@@ -76,10 +81,11 @@ def bond_functions(
         u = 1 - t
         a0, a1, b0, b1 = (1 + 2 * t) * u * u, t * t * (3 - 2 * t), t * u * u * step, -t * t * u * step
         d0, e0, e1 = -6 * t * u / step, u * (1 - 3 * t), t * (3 * t - 2)
-        for k in range(g.shape[1]):
-            g[b, k] = a0 * values[n, k] + a1 * values[n + 1, k] + b0 * slopes[n, k] + b1 * slopes[n + 1, k]
-            dg[b, k] = d0 * (values[n, k] - values[n + 1, k]) + e0 * slopes[n, k] + e1 * slopes[n + 1, k]
-        rx, ry, rz = direction[b]
+        for k in range(len(g)):
+            g[k, b] = a0 * values[n, k] + a1 * values[n + 1, k] + b0 * slopes[n, k] + b1 * slopes[n + 1, k]
+            dg[k, b] = d0 * (values[n, k] - values[n + 1, k]) + e0 * slopes[n, k] + e1 * slopes[n + 1, k]
+        rx, ry, rz = direction[0, b], direction[1, b], direction[2, b]
+        inverse = 1 / distance[b]
         powers[0], around[0] = 1.0, 1.0
         for p in range(1, len(powers)):
             powers[p] = powers[p - 1] * rz
@@ -101,172 +107,225 @@ def bond_functions(
                     made, gx, gy, gz = (value * along).real, by_x.real, -by_x.imag, by_z.real
                 lm = l * l + (2 * m - 1 + part if m else 0)
                 outward = rx * gx + ry * gy + rz * gz
-                y[b, lm] = made
-                dy[b, 0, lm], dy[b, 1, lm], dy[b, 2, lm] = gx - rx * outward, gy - ry * outward, gz - rz * outward
+                y[lm, b] = made
+                dy[0, lm, b] = (gx - rx * outward) * inverse
+                dy[1, lm, b] = (gy - ry * outward) * inverse
+                dy[2, lm, b] = (gz - rz * outward) * inverse
 
 
-@kernel("void(i8[::1], i8[::1], i8[::1], f8[::1], f8[:,::1], f8[:,::1], f8[:,::1], f8[:,::1], f8[:,:,::1], f8[:,:,::1],"
-        " f8[:,::1], f8[::1], f8[:,:,::1])")  # fmt: skip
-def variables(
-    centre: Any, link: Any, first: Any, distance: Array, direction: Array, g: Array, dg: Array, y: Array, dy: Array,
-    radial: Array, x: Array, by_place: Array, by_strain: Array,
+@kernel("void(i8[::1], i8[::1], i8[::1], i8[::1], i8[::1], i8, i8[::1], i8[::1], i8[::1])")
+def coordinates(
+    centres: Any, first: Any, neighbour: Any, places: Any, strained: Any, strains: int, link: Any, starts: Any, target: Any
 ) -> None:  # fmt: skip
-    """Add what each bond adds to x (centres, width), to its derivatives by places, and by strains (centres, 6, width).
+    """The coordinates of centres, starts[c] .. starts[c + 1] - 1 of each, and the rows that they belong to.
 
-    Nothing is added to derivatives that have no room.
+    They are x, y, z of the different atoms that it sees (`link` says which of these a bond leads to) and, last, its own; then
+    `strains`. Of an atom `places` are the rows of the force on it, `strained` those of its structure's virial.
     """
-    nr, lmax, nk = radial.shape[0], radial.shape[1] - 1, radial.shape[2]
-    width, places, strains = x.shape[1], len(by_place) > 0, by_strain.shape[1] > 0
-    slopes = np.empty((width, 3))
-    for b in range(len(centre)):
-        c, inverse = centre[b], 1 / distance[b]
-        for k in range(nk):
-            x[c, k] += g[b, k]
-            for a in range(3):
-                slopes[k, a] = dg[b, k] * direction[b, a]
-        for l in range(lmax + 1):  # noqa: E741
-            for n in range(nr):
-                value = slope = 0.0
-                for k in range(nk):
-                    value += radial[n, l, k] * g[b, k]
-                    slope += radial[n, l, k] * dg[b, k]
-                v = nk + nr * l * l + n * (2 * l + 1)
-                for m in range(2 * l + 1):
-                    lm = l * l + m
-                    x[c, v + m] += value * y[b, lm]
-                    for a in range(3):
-                        slopes[v + m, a] = slope * y[b, lm] * direction[b, a] + value * inverse * dy[b, a, lm]
-        if places:
-            links = first[c + 1] - first[c]
-            begin = 3 * (first[c] * width + link[b] - first[c])
-            for v in range(width):
-                for a in range(3):
-                    by_place[begin + 3 * links * v + a] += slopes[v, a]
-        if strains:
-            for s in range(6):
-                # Voigt's order: xx, yy, zz, yz, xz, xy
-                one, other = (s, s) if s < 3 else ((1, 2) if s == 3 else ((0, 2) if s == 4 else (0, 1)))
-                moved = direction[b, one] * distance[b]
-                for v in range(width):
-                    by_strain[c, s, v] += moved * slopes[v, other]
+    end = 0
+    for c in range(len(centres)):
+        starts[c], links = end, 0
+        for b in range(first[c], first[c + 1]):
+            if b == first[c] or neighbour[b] != neighbour[b - 1]:
+                links += 1
+            link[b] = links - 1
+        links += 1
+        for a in range(3):
+            for b in range(first[c], first[c + 1]):
+                target[end + link[b]] = places[neighbour[b]] + a
+            end += links
+            target[end - 1] = places[centres[c]] + a
+        for s in range(strains):
+            target[end + s] = strained[centres[c]] + s
+        end += strains
+    starts[len(centres)] = end
 
 
-@kernel("void(i8[::1], i8[::1], i8[::1], f8[::1], f8[:,::1], f8[:,::1], f8[:,::1], f8[:,::1], f8[:,:,::1], f8[:,:,::1],"
-        " f8[::1], f8[:,:,:,::1])")  # fmt: skip
-def sums(
-    centre: Any, link: Any, first: Any, distance: Array, direction: Array, g: Array, dg: Array, y: Array, dy: Array,
-    total: Array, by_place: Array, by_strain: Array,
+@kernel("void(i8[::1], f8[:,::1], f8[:,::1], i8[::1], i8[::1], f8[:,::1])")
+def sums(first: Any, radial: Array, y: Array, of_radial: Any, of_angle: Any, total: Array) -> None:
+    """Σ over the bonds of each centre of one of the `radial` functions times one of the harmonics, for each pair of `of_radial`
+    and `of_angle`: (centres, pairs)."""
+    for c in range(len(first) - 1):
+        for v in range(len(of_radial)):
+            value = 0.0
+            for b in range(first[c], first[c + 1]):
+                value += radial[of_radial[v], b] * y[of_angle[v], b]
+            total[c, v] = value
+
+
+@kernel("void(i8, i8, i8[::1], f8[::1], f8[:,::1], f8[:,::1], f8[:,::1], f8[:,::1], f8[:,:,::1], i8[::1], i8[::1], f8[:,::1])")
+def moved(
+    first: int, last: int, link: Any, distance: Array, direction: Array, radial: Array, slopes: Array, y: Array, dy: Array,
+    of_radial: Any, of_angle: Any, result: Array,
 ) -> None:  # fmt: skip
-    """Add g_k Y_lm of each bond to `total` (centres, k, lm), and its derivatives as in `variables`: blocks (k, lm, 3 links)."""
-    nk, nlm, strains = total.shape[1], total.shape[2], by_strain.shape[1] > 0
-    for b in range(len(centre)):
-        c, inverse = centre[b], 1 / distance[b]
-        links = first[c + 1] - first[c]
-        begin = 3 * (first[c] * nk * nlm + link[b] - first[c])
-        for k in range(nk):
-            for lm in range(nlm):
-                total[c, k, lm] += g[b, k] * y[b, lm]
-                for a in range(3):
-                    slope = dg[b, k] * y[b, lm] * direction[b, a] + g[b, k] * inverse * dy[b, a, lm]
-                    by_place[begin + 3 * links * (k * nlm + lm) + a] += slope
-                    if strains:
-                        for s in range(6):
-                            one, other = (s, s) if s < 3 else ((1, 2) if s == 3 else ((0, 2) if s == 4 else (0, 1)))
-                            if other == a:
-                                by_strain[c, s, k, lm] += direction[b, one] * distance[b] * slope
+    """The derivatives of `sums` over the bonds of one centre, first .. last - 1, by its `coordinates`: (pairs, coordinates).
+
+    Those by places have the sign of forces.
+    """
+    count = last - first
+    links = link[last - 1] + 2 if count else 1
+    vector, step = np.empty((3, count)), np.empty((3, count))
+    for a in range(3):
+        for j in range(count):
+            vector[a, j] = direction[a, first + j] * distance[first + j]
+    for v in range(len(of_radial)):
+        r, angle, slope = radial[of_radial[v], first:last], y[of_angle[v], first:last], slopes[of_radial[v], first:last]
+        for a in range(3):
+            along, turn = direction[a, first:last], dy[a, of_angle[v], first:last]
+            own, by_place = 0.0, result[v, a * links : (a + 1) * links]
+            for j in range(count):
+                step[a, j] = slope[j] * angle[j] * along[j] + r[j] * turn[j]
+            for j in range(count):
+                own += step[a, j]
+            by_place[:] = 0.0
+            for j in range(count):
+                by_place[link[first + j]] -= step[a, j]
+            by_place[links - 1] = own
+        for s in range(result.shape[1] - 3 * links):
+            # Voigt's order: xx, yy, zz, yz, xz, xy
+            one, other = (s, s) if s < 3 else ((1, 2) if s == 3 else ((0, 2) if s == 4 else (0, 1)))
+            value = 0.0
+            for j in range(count):
+                value += vector[one, j] * step[other, j]
+            result[v, 3 * links + s] = value
 
 
-@kernel("void(c16[::1], i8[::1], i8[::1], c16[::1], f8[::1])")
-def products(densities: Any, ends: Any, factors: Any, without: Any, whole: Array) -> None:
-    """The real part of the product of each term's factors, and the products that lack one of them."""
+@kernel("void(f8[:,::1], i8[:,::1], c16[:,::1], f8[:,::1])")
+def densities(x: Array, numbers: Any, along: Any, result: Array) -> None:
+    """A = along[0] x[numbers[0]] + along[1] x[numbers[1]] of up to LANES centres (centres, variables): each real and imaginary
+    part a row (2 variables, LANES)."""
+    result[:] = 0.0
+    for v in range(x.shape[1]):
+        for i in range(len(x)):
+            one, other = x[i, numbers[0, v]], x[i, numbers[1, v]]
+            result[2 * v, i] = along[0, v].real * one + along[1, v].real * other
+            result[2 * v + 1, i] = along[0, v].imag * one + along[1, v].imag * other
+
+
+@kernel("void(f8[:,::1], i8[::1], i8[::1], f8[:,::1], f8[:,::1])")
+def products(densities: Array, ends: Any, factors: Any, without: Array, whole: Array) -> None:
+    """The real part of the product of each term's factors, and the products that lack one of them.
+
+    Complex numbers are two rows, real and imaginary part; columns are centres: (2 variables, LANES) to (2 factors, LANES).
+    """
+    after = np.empty((2, LANES))
     for t in range(len(ends) - 1):
         first, last = ends[t], ends[t + 1]
-        running = 1.0 + 0j
-        for f in range(first, last):
-            without[f] = running
-            running *= densities[factors[f]]
-        whole[t] = running.real
-        running = 1.0 + 0j
-        for f in range(last - 1, first - 1, -1):
-            without[f] *= running
-            running *= densities[factors[f]]
+        without[2 * first], without[2 * first + 1] = 1.0, 0.0
+        for f in range(first + 1, last):
+            a = 2 * factors[f - 1]
+            for i in range(LANES):
+                p, q, x, y = without[2 * f - 2, i], without[2 * f - 1, i], densities[a, i], densities[a + 1, i]
+                without[2 * f, i], without[2 * f + 1, i] = p * x - q * y, p * y + q * x
+        a = 2 * factors[last - 1]
+        for i in range(LANES):
+            after[0, i], after[1, i] = densities[a, i], densities[a + 1, i]
+            whole[t, i] = without[2 * last - 2, i] * after[0, i] - without[2 * last - 1, i] * after[1, i]
+        for f in range(last - 2, first - 1, -1):
+            a = 2 * factors[f]
+            for i in range(LANES):
+                p, q, r, s = without[2 * f, i], without[2 * f + 1, i], after[0, i], after[1, i]
+                x, y = densities[a, i], densities[a + 1, i]
+                without[2 * f, i], without[2 * f + 1, i] = p * r - q * s, p * s + q * r
+                after[0, i], after[1, i] = r * x - s * y, r * y + s * x
 
 
-@kernel("void(i8[::1], i8[::1], f8[::1], f8[::1], f8[::1])")
-def times(ends: Any, columns: Any, data: Array, vector: Array, result: Array) -> None:
-    """A sparse matrix, row by row, times a vector."""
-    for row in range(len(ends) - 1):
-        value = 0.0
-        for n in range(ends[row], ends[row + 1]):
-            value += data[n] * vector[columns[n]]
-        result[row] = value
+@kernel("void(f8[:,::1], i8[::1], i8[::1], f8[:,::1])")
+def products_without_two(densities: Array, ends: Any, factors: Any, without: Array) -> None:
+    """The products of each term's factors that lack two of them: the first and the second, the first and the third, ..."""
+    re, im = np.empty(LANES), np.empty(LANES)
+    row = 0
+    for t in range(len(ends) - 1):
+        for one in range(ends[t], ends[t + 1]):
+            for other in range(one + 1, ends[t + 1]):
+                for i in range(LANES):
+                    re[i], im[i] = 1.0, 0.0
+                for f in range(ends[t], ends[t + 1]):
+                    if f not in (one, other):
+                        a = 2 * factors[f]
+                        for i in range(LANES):
+                            x, y = densities[a, i], densities[a + 1, i]
+                            re[i], im[i] = re[i] * x - im[i] * y, re[i] * y + im[i] * x
+                for i in range(LANES):
+                    without[row, i], without[row + 1, i] = re[i], im[i]
+                row += 2
 
 
-@kernel("void(f8[::1], i8[::1], i8, f8[::1])")
-def add_forces(by_place: Array, atoms: Any, centre: int, forces: Array) -> None:
-    """From the derivatives of a centre's energy by the places of the atoms that it sees (3 links,) to forces (3 atoms,)."""
-    own_x = own_y = own_z = 0.0
-    for n in range(len(atoms)):
-        fx, fy, fz = by_place[3 * n], by_place[3 * n + 1], by_place[3 * n + 2]
-        at = 3 * atoms[n]
-        forces[at] -= fx
-        forces[at + 1] -= fy
-        forces[at + 2] -= fz
-        own_x, own_y, own_z = own_x + fx, own_y + fy, own_z + fz
-    forces[3 * centre] += own_x
-    forces[3 * centre + 1] += own_y
-    forces[3 * centre + 2] += own_z
+@kernel("void(f8[:,::1], i8, i8[::1], i8[::1], f8[:,::1])")
+def unfold(values: Array, lane: int, rows: Any, columns: Any, matrix: Array) -> None:
+    """A symmetric matrix from one of LANES columns of those of its entries that are not always zero."""
+    for n in range(len(rows)):
+        matrix[rows[n], columns[n]] = matrix[columns[n], rows[n]] = values[n, lane]
 
 
-@kernel("void(f8[:,::1], i8[::1], i8, i8, f8[:,::1])")
-def add_all_forces(by_place: Array, atoms: Any, centre: int, column: int, forces: Array) -> None:
-    """`add_forces` for (columns, 3 links), from `column` on."""
-    for k in range(len(by_place)):
-        add_forces(by_place[k], atoms, centre, forces[column + k])
+@kernel("void(f8[:,::1], i8[::1], i8, f8[:,::1])")
+def add_values(values: Array, energies: Any, column: int, rows: Array) -> None:
+    """Add the functions of some centres (functions, LANES) to rows (columns, rows): those of the energies, from `column` on."""
+    for k in range(len(values)):
+        for i in range(len(energies)):
+            rows[column + k, energies[i]] += values[k, i]
 
 
-@kernel("void(f8[::1], i8[::1], i8[::1], f8[::1], i8[::1], f8[:,::1], i8, i8, f8[:,::1], f8[::1], f8[:,::1])")
-def add_rows(
-    slopes: Array, ends: Any, places: Any, by_place: Array, atoms: Any, by_strain: Array, centre: int, column: int,
-    forces: Array, buffer: Array, virials: Array,
+@kernel("void(f8[:,::1], i8, i8[::1], i8[::1], f8[:,::1], i8[::1], i8, f8[:,::1])")
+def add_slopes(
+    slopes: Array, lane: int, ends: Any, places: Any, moved: Array, target: Any, column: int, rows: Array
 ) -> None:  # fmt: skip
-    """Add the derivatives of a centre's functions by places and strains, of one element of neighbours.
+    """Add the derivatives of a centre's functions by its `coordinates`, each to its `target`.
 
-    Function k has the slopes ends[k] .. ends[k + 1] - 1, by the variables `places`; `by_place` is the block (width, 3 links)
-    of the `atoms` (links,), `by_strain` (6, width). Rows are (columns, 3 atoms) and (columns, 6), from `column` on.
+    Function k has the slopes (one of LANES columns) ends[k] .. ends[k + 1] - 1, by the variables `places`, whose derivatives
+    are `moved`; its row is the kth from `column` on.
     """
-    size = 3 * len(atoms)
+    size = len(target)
+    buffer = np.empty(size)
     for k in range(len(ends) - 1):
-        if ends[k] == ends[k + 1]:
+        e, last, row = ends[k], ends[k + 1], rows[column + k]
+        if e == last:
             continue
-        buffer[:size] = 0.0
-        for e in range(ends[k], ends[k + 1]):
-            slope, block = slopes[e], by_place[size * places[e] : size * (places[e] + 1)]
+        # Two at a time: the buffer is read and written half as often.
+        if (last - e) % 2:
+            weight, first = slopes[e, lane], moved[places[e]]
             for n in range(size):
-                buffer[n] += slope * block[n]
-            for s in range(len(by_strain)):
-                virials[column + k, s] += slope * by_strain[s, places[e]]
-        add_forces(buffer[:size], atoms, centre, forces[column + k])
+                buffer[n] = weight * first[n]
+            e += 1
+        else:
+            buffer[:] = 0.0
+        while e < last:
+            weight, other, first, second = slopes[e, lane], slopes[e + 1, lane], moved[places[e]], moved[places[e + 1]]
+            for n in range(size):
+                buffer[n] += weight * first[n] + other * second[n]
+            e += 2
+        for n in range(size):
+            row[target[n]] += buffer[n]
 
 
-@kernel("void(i8[::1], f8[:,::1], f8[::1], f8[:,::1], f8[:,:,::1], f8[:,::1])")
-def by_radial(shape: Any, moved: Array, by_x: Array, seen: Array, seen_by: Array, result: Array) -> None:
-    """Σ_m ∂E/∂x_nlm g_k Y_lm by C_nlk, and its derivatives by several coordinates: (n l k, coordinates).
+@kernel("void(i8[::1], f8[:,::1], f8[::1], f8[:,::1], f8[:,::1], i8[::1], i8, i8, f8[:,::1])")
+def add_radial(
+    shape: Any, moved: Array, by_x: Array, seen: Array, seen_by: Array, target: Any, energy: int, column: int, rows: Array
+) -> None:
+    """Add Σ_m ∂E/∂x_nlm g_k Y_lm of a centre, the derivative of its energy by C_nlk, and its derivatives by coordinates.
 
-    `by_x` (variables of one element of neighbours,) and `seen` (k, lm) make the value in no coordinate; `moved` (variables,
-    coordinates) are the derivatives of the first, `seen_by` (k, lm, coordinates) those of the second, or empty for none.
+    `by_x` (variables of one element of neighbours,) and `seen` (k, lm) make the derivative of the energy; `moved` (variables,
+    coordinates) are the derivatives of the first, `seen_by` (k lm, coordinates) those of the second, or empty for none.
     """
-    ns, ls, ks, nr, nk, of_seen = shape[0], shape[1], shape[2], shape[3], shape[4], seen_by.shape[2] > 0
+    ns, ls, ks, nr, nlm = shape[0], shape[1], shape[2], shape[3], seen.shape[1]
+    size = len(target)
+    buffer = np.empty(size)
     for n in range(ns):
         for l in range(ls):  # noqa: E741
-            v = nk + nr * l * l + n * (2 * l + 1)
+            v = nr * l * l + n * (2 * l + 1)
             for k in range(ks):
-                row = result[(n * ls + l) * ks + k]
+                row = rows[column + (n * ls + l) * ks + k]
+                buffer[:] = 0.0
                 for m in range(2 * l + 1):
-                    weight, block = seen[k, l * l + m], moved[v + m]
-                    for i in range(len(row)):
-                        row[i] += weight * block[i]
-                    if of_seen:
-                        slope, along = by_x[v + m], seen_by[k, l * l + m]
-                        for i in range(len(row)):
-                            row[i] += slope * along[i]
+                    lm = l * l + m
+                    weight, block = seen[k, lm], moved[v + m]
+                    if len(seen_by) > 0:
+                        slope, along = by_x[v + m], seen_by[k * nlm + lm]
+                        row[energy] += slope * weight
+                        for i in range(size):
+                            buffer[i] += weight * block[i] + slope * along[i]
+                    else:
+                        for i in range(size):
+                            buffer[i] += weight * block[i]
+                for i in range(size):
+                    row[target[i]] += buffer[i]

@@ -18,7 +18,6 @@ import numpy as np
 from ase import Atoms
 from ase.optimize import LBFGS
 from ase.units import GPa
-from matscipy.elasticity import measure_triclinic_elastic_constants
 
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.physics.crystals import STEPS, Crystal, in_time, rotations_of
@@ -75,6 +74,9 @@ def tensor_of(atoms: Atoms, calculator: Any, deadline: float = math.inf) -> Arra
         def step(self, *given: Any) -> None:
             in_time(deadline)
             super().step(*given)  # type: ignore[no-untyped-call]
+
+    # It brings scipy.stats, a quarter of a second that only those who ask for elastic constants wait for.
+    from matscipy.elasticity import measure_triclinic_elastic_constants
 
     atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True, calculator=calculator)
     found = measure_triclinic_elastic_constants(atoms, STRAIN, Relaxation, fmax=FORCES, steps=STEPS)

@@ -168,13 +168,17 @@ def normal_equations(
     `rows` are those of energies, forces and virials; as much of them counts as the targets have.
     """
     weights = np.concatenate([labelled.weights(kappa) for labelled in chunk])
-    together = np.concatenate([row[: len(target)] for row, target in zip(rows, targets, strict=True)])
+    # Transposed, as rows are made, so that they are copied in one piece.
+    together = np.concatenate([row[: len(target)].T for row, target in zip(rows, targets, strict=True)], axis=1)
     if columns is None:
-        columns = np.flatnonzero(together.any(axis=0))  # of the elements that are there
+        columns = np.flatnonzero(together.any(axis=1))  # of the elements that are there
     counts = weights > 0
+    if not counts.all() or len(columns) < len(together):
+        together = together[np.ix_(columns, counts)]
     root = np.sqrt(weights[counts])
-    together, target = together[np.ix_(counts, columns)] * root[:, None], np.concatenate(targets)[counts] * root
-    return Normal(columns, together.T @ together, together.T @ target, float(target @ target), len(target))
+    together *= root
+    target = np.concatenate(targets)[counts] * root
+    return Normal(columns, together @ together.T, together @ target, float(target @ target), len(target))
 
 
 def has_stress(chunk: Sequence[Labelled]) -> bool:

@@ -73,23 +73,24 @@ def harmonics(directions, lmax):
     """Values (n, lm) and gradients (n, 3, lm) on the unit sphere."""
     ls, ms, legendre, derivative = tables(lmax)
     count, nlm, no_radial = len(directions), (lmax + 1) ** 2, np.zeros((2, 0))
-    y, dy = np.empty((count, nlm)), np.empty((count, 3, nlm))
-    g, dg = np.empty((2, count, 0))
+    y, dy = np.empty((nlm, count)), np.empty((3, nlm, count))
+    g, dg = np.empty((2, 0, count))
+    directions = np.ascontiguousarray(directions.T)
     kernels.bond_functions(np.ones(count), directions, no_radial, no_radial, 0.1, legendre, derivative, ls, ms, g, dg, y, dy)
-    return y, dy
+    return y.T, dy.transpose(2, 0, 1)
 
 
 def test_splines_are_scipys():
     rng, grid = np.random.default_rng(0), 0.01 * np.arange(1, 50)
     values, slopes = rng.normal(size=(2, 49, 3))
     distance = np.sort(rng.uniform(0.01, 0.49, 40))
-    spline, directions = CubicHermiteSpline(grid, values, slopes), np.tile([1.0, 0, 0], (40, 1))
-    g, dg = np.empty((2, 40, 3))
+    spline, directions = CubicHermiteSpline(grid, values, slopes), np.repeat([[1.0], [0.0], [0.0]], 40, axis=1)
+    g, dg = np.empty((2, 3, 40))
     ls, ms, legendre, derivative = tables(0)
-    y, dy = np.empty((40, 1)), np.empty((40, 3, 1))
+    y, dy = np.empty((1, 40)), np.empty((3, 1, 40))
     kernels.bond_functions(distance, directions, values, slopes, 0.01, legendre, derivative, ls, ms, g, dg, y, dy)
-    np.testing.assert_allclose(g, spline(distance), atol=1e-12)
-    np.testing.assert_allclose(dg, spline(distance, 1), atol=1e-9)
+    np.testing.assert_allclose(g, spline(distance).T, atol=1e-12)
+    np.testing.assert_allclose(dg, spline(distance, 1).T, atol=1e-9)
 
 
 def test_harmonics_are_scipys_and_their_gradients_along_the_sphere():
