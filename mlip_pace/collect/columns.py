@@ -57,7 +57,7 @@ class Rows:
         first = 0
         while first < len(rows):
             before = ends[first - 1] if first else 0
-            last = max(first + 1, int(np.searchsorted(ends, before + PART)))
+            last = max(first + 1, int(np.searchsorted(ends, before + PART, "right")))
             yield np.concatenate([self[row] for row in rows[first:last]])
             first = last
 

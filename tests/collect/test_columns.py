@@ -130,3 +130,13 @@ def test_a_gap_cannot_be_filled():
     frame = frame_of(some_rows())
     with pytest.raises(ValueError, match="no value to fill gaps"):
         frame.reindex([0, 1, 7])
+
+
+def test_parts_are_as_large_as_may_be_and_no_larger(monkeypatch):
+    """What is copied into a file, or out of one, is in memory a part at a time."""
+    monkeypatch.setattr(columns, "PART", 10)
+    lengths = np.array([3, 4, 2, 25, 1, 9, 1, 4, 5])
+    rows = columns.Rows(np.arange(54.0), np.cumsum(lengths))
+    parts = list(rows.parts(np.arange(9)))
+    assert [len(part) for part in parts] == [9, 25, 10, 10]
+    assert np.concatenate(parts).tolist() == rows.values.tolist()

@@ -37,6 +37,12 @@ def test_without_a_minimum_there_are_no_values(part):
     assert volumes.equation_of_state(grid[part], birch_murnaghan(grid, 16, 75, 4)[part]) is None
 
 
+@pytest.mark.parametrize("part", [slice(3, 9), slice(0, 6)])
+def test_one_volume_beyond_the_minimum_is_enough(part):
+    grid = 16 * np.linspace(0.9, 1.1, 9)
+    assert volumes.equation_of_state(grid[part], birch_murnaghan(grid, 16, 75, 4)[part]).volume == pytest.approx(16, abs=0.01)
+
+
 # V0 (Å^3/atom) and B0 (GPa) by PBE with other codes and finer series: K. Lejaeghere et al., Science 351, aad3000 (2016).
 KNOWN = {"Al": (16.48, 77.6), "Mg": (22.94, 36.1)}  # the first series of each: fcc, hcp
 

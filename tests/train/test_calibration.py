@@ -43,6 +43,12 @@ def test_what_is_zero_by_symmetry_changes_nothing():
     assert calibration.scale(with_zeros, 50) == calibration.scale(some, 50)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_what_is_zero_by_symmetry_is_so_in_any_unit(unit):
+    s = unit * np.array([1.0, 0.5, 0.2, 1e-2, 1e-9, 0.0])
+    assert calibration.counting(s).tolist() == [True, True, True, True, False, False]
+
+
 def test_too_few_structures_give_no_calibration():
     some = residuals(np.random.default_rng(3), 30)
     both = Residuals(some, some)

@@ -157,6 +157,19 @@ def test_what_closes_holes_costs_the_data_little(fitted, held):
     assert data.normal.loss(data.solution.coefficients) == pytest.approx(data.solution.loss, rel=1e-6)
 
 
+def test_bounds_that_contradict_the_data_are_weakened_until_they_cost_little(fitted):
+    _, data = fitted
+    energies = data.normal.vector / np.linalg.norm(data.normal.vector)  # a direction that the data know well
+    asked = hold.Rows(energies[None], np.zeros(1), np.array([energies @ data.solution.coefficients + 1e3]), np.full(1, 1e-3))
+    c, _ = data.with_rows(asked, data.solution.coefficients)
+    assert 0 < data.rise(c) <= hold.COST * data.unseen
+
+
+def test_a_molecular_crystal_is_no_bulk():
+    assert not ground.is_bulk(Atoms("H2", [(0, 0, 0), (0, 0, 0.74)], cell=[4, 4, 4], pbc=True))
+    assert ground.is_bulk(bulk("Al"))
+
+
 def test_where_nothing_was_found_is_told(held):
     _, _, told = held
     assert told.ended == hold.NOTHING
