@@ -172,15 +172,18 @@ def moved(
         r, angle, slope = radial[of_radial[v], first:last], y[of_angle[v], first:last], slopes[of_radial[v], first:last]
         for a in range(3):
             along, turn = direction[a, first:last], dy[a, of_angle[v], first:last]
-            own, by_place = 0.0, result[v, a * links : (a + 1) * links]
+            by_place = result[v, a * links : (a + 1) * links]
             for j in range(count):
                 step[a, j] = slope[j] * angle[j] * along[j] + r[j] * turn[j]
+            own = value = 0.0
+            atom = 0  # whose bonds, which follow one another, are being added up
             for j in range(count):
-                own += step[a, j]
-            by_place[:] = 0.0
-            for j in range(count):
-                by_place[link[first + j]] -= step[a, j]
-            by_place[links - 1] = own
+                if link[first + j] != atom:
+                    by_place[atom] = -value
+                    own, value, atom = own + value, 0.0, link[first + j]
+                value += step[a, j]
+            by_place[atom] = -value
+            by_place[links - 1] = own + value
         for s in range(result.shape[1] - 3 * links):
             # Voigt's order: xx, yy, zz, yz, xz, xy
             one, other = (s, s) if s < 3 else ((1, 2) if s == 3 else ((0, 2) if s == 4 else (0, 1)))
