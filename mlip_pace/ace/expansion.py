@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, pairwise, product
 from typing import Any
@@ -130,6 +131,16 @@ class Expansion:
         self.of_element = [Functions([*one, *more], len(one), self.variables) for one, more in by_element]
         self.counts = [functions.count for functions in self.of_element]
         self.factors = self._factors()
+
+    def with_radial(self, coefficients: Array) -> Expansion:
+        """The same with other C, those of all pairs of elements one after the other, as pyace has them."""
+        result, first = copy(self), 0
+        result.radial = {pair: np.zeros_like(before) for pair, before in self.radial.items()}
+        for pair, (n, l, k) in self.shapes.items():  # noqa: E741
+            last = first + n * l * k
+            result.radial[pair][:n, :l, :k] = coefficients[first:last].reshape(n, l, k)
+            first = last
+        return result
 
     def functions(self, structures: Iterable[Atoms]) -> Iterator[dict[str, Array]]:
         """The basis functions of every atom: for each structure, by element, an array (atoms of it, functions)."""

@@ -227,7 +227,12 @@ def chunks_of(structures: Sequence[Labelled]) -> list[Sequence[Labelled]]:
 
 def fit(structures: Sequence[Labelled], on: Basis, kappa: float, workers: Workers = 1) -> Solution:
     """The least-squares solution for the coefficients of a basis."""
-    function = partial(accumulate, expansion=basis.expansion(on), kappa=kappa)
-    scale = basis.smoothness(on)
-    (normal,) = pool.parallel_sums(function, [chunks_of(structures)], workers)
+    return fit_with(basis.expansion(on), basis.smoothness(on), structures, kappa, workers)
+
+
+def fit_with(
+    expansion: Expansion, scale: Array, structures: Sequence[Labelled], kappa: float, workers: Workers
+) -> Solution:  # fmt: skip
+    """`fit` of a basis in arrays, with these prior scales (functions,)."""
+    (normal,) = pool.parallel_sums(partial(accumulate, expansion=expansion, kappa=kappa), [chunks_of(structures)], workers)
     return solve(normal, scale)

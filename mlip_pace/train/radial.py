@@ -122,22 +122,19 @@ def iterate(folder: Path, state: State, problem: Problem, workers: Workers) -> S
     columns = np.r_[tuple(slices[pair] for pair in pairs)]
     size = state.rows * (len(columns) + len(state.solution.coefficients))
     sample = _sample(problem.train, size, np.random.default_rng((problem.seed, number)))
-    expansion, coefficients = basis.expansion(here), state.solution.coefficients
+    expansion, scale, coefficients = basis.expansion(here), basis.smoothness(here), state.solution.coefficients
     function = partial(jacobian, expansion=expansion, pairs=pairs, coefficients=coefficients, kappa=problem.kappa)
     (normal,) = pool.parallel_sums(function, [linear.chunks_of(sample)], workers)
     normal = normal.of(np.arange(len(columns) + len(coefficients)))
     radial = basis.radial_coefficients(here)
     length = state.trust * float(np.linalg.norm(radial[columns]))
-    prior = state.solution.lam / basis.smoothness(here) ** 2
-    radial[columns] += _within(length, *_projected(normal, len(columns), prior, state.solution.coefficients))
-    name = f"iteration-{number}.yaml"
-    write_linear(folder / name, here, state.solution.coefficients, radial)
-    moved = BasisFile(folder / name)
-    solution = linear.fit(problem.train, moved, problem.kappa, workers)
+    radial[columns] += _within(length, *_projected(normal, len(columns), state.solution.lam / scale**2, coefficients))
+    solution = linear.fit_with(expansion.with_radial(radial), scale, problem.train, problem.kappa, workers)
     if solution.log_evidence <= state.solution.log_evidence:
         ended = "no step brings a gain" if state.trust / 2 < SHORTEST else ""
         return replace(state, iteration=number, trust=state.trust / 2, rows=2 * state.rows, ended=ended)
-    write_linear(folder / name, moved, solution.coefficients)
+    name = f"iteration-{number}.yaml"
+    write_linear(folder / name, here, solution.coefficients, radial)
     if solution.loss > (1 - GAIN) * state.solution.loss:
         ended = "the loss no longer falls" if state.idle + 1 == 2 * len(groups) else ""
         return State(number, name, solution, state.trust, state.structures, 2 * state.rows, state.idle + 1, ended)

@@ -104,11 +104,10 @@ def test_least_squares_find_the_coefficients_that_made_the_labels(target, potent
 
 
 def test_the_number_of_workers_does_not_change_a_bit(tmp_path, target, potential):
-    structures = labelled(target, potential, np.ones(40))
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        problem = radial.Problem(structures, [], 0.1)
+        problem = radial.Problem(linear.labelled(target), [], 0.1)
         radial.start(folder, problem, potential, workers)
         radial.refine(folder, problem, 1, Compute(threads=workers))
     names = sorted(path.name for path in (tmp_path / "1").iterdir())
@@ -358,6 +357,7 @@ def test_a_step_without_evidence_is_not_taken(tmp_path, begun):
     best = replace(state, solution=replace(state.solution, log_evidence=np.inf))
     after = radial.iterate(tmp_path, best, problem, 1)
     assert (after.potential, after.solution, after.trust) == (best.potential, best.solution, best.trust / 2)
+    assert not (tmp_path / "iteration-1.yaml").exists()
 
 
 def test_the_seed_draws_the_sample(tmp_path, begun):
