@@ -20,8 +20,7 @@ from mlip_pace.publish.potential import Potential
 ROOT = Path(__file__).parents[1]
 RAW = ROOT / "tests" / "raw"
 EXAMPLES = ROOT / "examples" / "al-mg.extxyz"
-# The tests' own; to the program under test it is an unknown variable.
-REQUIRE_DOCKER = os.environ.pop("MLIP_PACE_REQUIRE_DOCKER", "") == "1"
+REQUIRE_DOCKER = os.environ.get("TESTS_REQUIRE_DOCKER") == "1"
 
 
 # What makes a test slow: a whole job that it needs, or real programs at work for minutes.

@@ -1,7 +1,7 @@
 """A real Docker engine and the image of this very code.
 
 `engine.sh` makes the engine and the base image on a bare machine. Without an engine these tests are skipped, unless
-MLIP_PACE_REQUIRE_DOCKER=1.
+TESTS_REQUIRE_DOCKER=1.
 """
 
 import os
