@@ -6,7 +6,6 @@ the body order asked for. Distances in Å.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,7 +45,7 @@ class Section:
     content: dict[str, Any]
 
     def __hash__(self) -> int:
-        return hash(json.dumps(self.content, sort_keys=True))
+        return hash(repr(self.content))
 
     @property
     def for_pacemaker(self) -> dict[str, Any]:
@@ -80,7 +79,7 @@ class BasisFile:
     def state(self) -> Hashable:
         """Changes when the file does."""
         found = self.path.stat()
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def configuration(self) -> Any:
         """pyace's `BBasisConfiguration`."""

@@ -1,0 +1,40 @@
+"""A basis is read once, and again when its file has changed."""
+
+import datetime
+import os
+
+import numpy as np
+import pytest
+
+from mlip_pace.ace import basis
+from mlip_pace.ace.basis import BasisFile, Section
+from mlip_pace.ace.files import write_linear
+from mlip_pace.settings import BasisSettings
+
+
+@pytest.fixture
+def section():
+    return basis.section(BasisSettings.model_construct(functions=2, body_order=2), ["Al"], {"Al-Al": 0.9})
+
+
+def test_what_is_written_is_not_what_is_shared(tmp_path, section):
+    write_linear(tmp_path / "one.yaml", section, np.array([1.5, 2.5]))
+    write_linear(tmp_path / "two.yaml", BasisFile(tmp_path / "one.yaml"), np.array([3.5, 4.5]))
+    assert basis.function_coefficients(section).tolist() == [0, 0]
+    assert basis.function_coefficients(BasisFile(tmp_path / "one.yaml")).tolist() == [1.5, 2.5]
+    assert basis.function_coefficients(BasisFile(tmp_path / "two.yaml")).tolist() == [3.5, 4.5]
+
+
+def test_a_file_that_has_changed_is_read_again_whatever_time_it_bears(tmp_path, section):
+    file = tmp_path / "one.yaml"
+    write_linear(file, section, np.array([1.5, 2.5]))
+    os.utime(file, ns=(0, 0))
+    assert basis.function_coefficients(BasisFile(file)).tolist() == [1.5, 2.5]
+    file.write_text(file.read_text().replace("2.5", "7.5"))
+    os.utime(file, ns=(0, 0))
+    assert basis.function_coefficients(BasisFile(file)).tolist() == [1.5, 7.5]
+
+
+@pytest.mark.parametrize("more", [{"metadata": datetime.date(2024, 1, 1)}, {1: 2}, {("Al", "Al"): {}}])
+def test_a_section_may_hold_what_yaml_holds(section, more):
+    assert len(basis.smoothness(Section({**section.content, "comment": more}))) == 2
