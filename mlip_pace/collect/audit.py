@@ -21,6 +21,7 @@ from mlip_pace.settings import ELEMENTS
 CLOSEST = 0.5  # Å
 # Beyond anything that a converged calculation of a usable structure gives.
 LARGEST_FORCE = 1000.0  # eV/Å
+THOMAS_FERMI = 20.9  # eV; times Z^(7/3) no atom has less (E. H. Lieb, Rev. Mod. Phys. 53, 603 (1981)), but for relativity
 ASYMMETRY = 0.02  # of a stress, relative to its largest component; more is no rounding
 
 
@@ -100,6 +101,11 @@ def checked(atoms: Atoms, found: Mapping[str, Any], elements: Sequence[str] | No
     if largest > LARGEST_FORCE:
         raise Broken(f"a force of {largest:.3g} eV/Å, above {LARGEST_FORCE:g}")
     distances = sound_geometry(atoms, cutoff)
+    lowest = -1.2 * THOMAS_FERMI * float((atoms.numbers ** (7 / 3)).sum())
+    if energy < lowest:
+        raise Broken(
+            f"energy is {energy:g}, but all electrons together have no less than {lowest:.0f} eV: it is in another unit"
+        )
     if elements is not None and (foreign := sorted(set(atoms.symbols) - set(elements))):
         raise NotInBasis(f"{', '.join(foreign)} not in MLIP_PACE_BASIS_ELEMENTS={','.join(elements)}")
     stress, flaw = _checked_stress(found.get("stress"))

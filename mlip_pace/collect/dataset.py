@@ -25,7 +25,7 @@ from mlip_pace.collect.audit import Audit, NotInBasis, checked, fully_periodic, 
 from mlip_pace.collect.consistency import contradiction
 from mlip_pace.collect.extxyz import Piece, pieces_of
 from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, Unconverged
-from mlip_pace.collect.labels import Broken, labels
+from mlip_pace.collect.labels import Broken, kinds_of_energy, labels
 from mlip_pace.collect.read import read_frames
 from mlip_pace.collect.split import TEST, TRAIN, split_by_group
 from mlip_pace.errors import DataError
@@ -317,7 +317,7 @@ def energies_of_atoms(
 
 def warnings(audit: Audit, data: DataSettings) -> list[str]:
     """What a user should know of the labels that are used."""
-    said = audit.warnings()
+    said = audit.warnings() + kinds_of_energy(audit.keys)
     if audit.unconverged and data.unconverged == "keep":
         said.append(
             f"{audit.unconverged} structures of calculations that are not valid are used (MLIP_PACE_DATA_UNCONVERGED=keep)"

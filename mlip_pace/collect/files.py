@@ -28,6 +28,11 @@ _PROGRAMS = {  # how the text outputs of DFT programs announce themselves -> ASE
     b"CASTEP version": "castep-castep",
     b"|__ |  _|___|_____|": "gpaw-out",
 }
+# Of a file whose name says nothing, the line must begin so: others, programs say, may quote it.
+_BEGINS = re.compile(
+    rb"^[\s|*]*(?:Welcome to [\w ]*)?(" + b"|".join(map(re.escape, _PROGRAMS)) + rb")|\A\s*vasp\.\d.*\s+executed on",
+    re.MULTILINE,
+)
 _SUFFIXES = {
     ".xyz": "extxyz",
     ".extxyz": "extxyz",
@@ -122,7 +127,7 @@ def _vasp_tag(path: Path) -> str:
 
 
 def format_of(path: Path) -> str | None:
-    """ASE's name of a file's format, by its name; by the program's banner for `.out`, `.log`, `.txt`; else None."""
+    """ASE's name of a file's format, by its name, or by the program's banner; else None."""
     name = _plain_name(path).lower()
     if re.match(r"vasprun.*xml", name):
         return "vasp-xml"
@@ -136,6 +141,8 @@ def format_of(path: Path) -> str | None:
     kind = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
     if kind == "json":
         return _json_format(path)
+    if kind is None and (banner := _BEGINS.search(_head(path))):  # `cell.OUTCAR.2`, `job.o1234`
+        return _PROGRAMS.get(banner[1], "vasp-out")
     return kind
 
 

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
 
+from mlip_pace.arrays import Array
 from mlip_pace.settings import DataSettings
 
 _LABEL = re.compile(r"(.*?)(free_energy|energy_corrected|energy|forces?|stress|virials?)(.*)", re.IGNORECASE)
@@ -39,6 +41,9 @@ _ALIKE = {
 _NO_LABEL = re.compile(r"^w_|weight|uncertainty|spread", re.IGNORECASE)  # but about one, pacemaker's `w_energy` say
 _PREDICTED = ("energy_uncertainty", "max_gamma")  # what `mlip-pace predict` writes beside energies that are a potential's
 _ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
+# Numbers of a structure that are no energy, of those that are not called like one either.
+_NO_ENERGY = re.compile(r"vol|temp|time|press|gap|mag|charge|dens|cutoff|angle|dist|strain|spacing|step|entrop|rms|error", re.I)
+_CLASSICAL = ("emt", "lennardjones", "morse", "tersoff", "eam", "stillingerweber", "harmonic")  # calculators, as ASE names them
 _SHOWN = 6  # keys that may be an energy, by no more than being a float
 _SAME = 1e-5  # eV/atom, eV/Å, eV/Å^3; less is how labels are rounded
 
@@ -92,8 +97,17 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
             f"the energy is taken from {place['energy']!r}; if E0 is subtracted there already, as pacemaker has it, "
             "set MLIP_PACE_DATA_E0=none"
         )
+    if getattr(atoms.calc, "name", "") in _CLASSICAL:
+        notes.append(f"the labels are those of {atoms.calc.name!r}, a classical potential, as the file itself says")
     if "stress" in place and "virial" in place["stress"].lower():
         found["stress"] = _stress(found["stress"], atoms)
+    elif "stress" in place and "stress" not in named and (other := _contradicted(found["stress"], has, family, atoms)):
+        notes.append(
+            f"the stress is not used: {place['stress']!r} is not minus {other!r} over the volume; {_setting('stress')} names "
+            "the one to take"
+        )
+        found.pop("stress")
+        place.pop("stress")
     return Labels(found, " ".join(f"{kind}={place[kind]}" for kind in _NAMES if kind in place), tuple(notes))
 
 
@@ -103,6 +117,23 @@ _GEOMETRY = ("numbers", "positions")
 def is_label(key: Any) -> bool:
     """Whether a key is called as a label is, or looks like one."""
     return isinstance(key, str) and (_parsed(key) is not None or any(pattern.search(key) for pattern in _ALIKE.values()))
+
+
+def kinds_of_energy(keys: Mapping[str, int]) -> list[str]:
+    """What a user should know of energies of several kinds, from the keys of labels and their numbers of structures."""
+    counts: dict[str, dict[str, int]] = {}
+    for told, count in keys.items():
+        key = dict(part.split("=", 1) for part in told.split(" ") if "=" in part).get("energy", "")
+        if (parsed := _parsed(key)) is not None:
+            of = counts.setdefault(parsed[0], {})
+            of[key] = of.get(key, 0) + count
+    if not {"free_energy", "energy"} <= set(counts):
+        return []
+    free, other = (sum(counts[name].values()) for name in ("free_energy", "energy"))
+    return [
+        f"energies are of two kinds: the free energy, which forces belong to, of {free} structures, and what is called energy "
+        f"of {other}, which have no other; where electrons are smeared these differ: take one kind for all"
+    ]
 
 
 def _setting(kind: str) -> str:
@@ -180,7 +211,8 @@ def _candidates(kind: str, others: Mapping[str, Any], count: int) -> list[str]:
     """The keys that are called like a label of this kind; if none is called like an energy, the first few that are floats."""
     fit = [key for key, value in others.items() if _plausible(kind, value, count)]
     called = [key for key in fit if _ALIKE[kind].search(key)]
-    return called or [key for key in fit if kind == "energy" and isinstance(others[key], float)][:_SHOWN]
+    floats = [key for key in fit if isinstance(others[key], float) and not _NO_ENERGY.search(key)]
+    return called or (floats[:_SHOWN] if kind == "energy" else [])
 
 
 def _same(kind: str, one: Any, other: Any, count: int) -> bool:
@@ -226,6 +258,25 @@ def _unused(
                     notes.append(f"{key!r} looks like {_ARTICLE[kind]} and is not used; {_setting(kind)}={key} takes it")
                 break
     return notes
+
+
+def _contradicted(stress: Any, has: Mapping[str, Any], family: Family, atoms: Atoms) -> str:
+    """The key of a virial of the same place that a stress does not go with; empty if there is none."""
+    for key in has:
+        if (parsed := _parsed(key)) is not None and parsed[2] == family and parsed[0].startswith("virial"):
+            try:
+                one, other = (_tensor(value) for value in (stress, _stress(has[key], atoms)))
+            except (TypeError, ValueError):
+                continue  # the audit says what is wrong with it
+            if np.abs(one - other).max() > max(_SAME, 0.01 * np.abs(one).max()):
+                return key
+    return ""
+
+
+def _tensor(given: Any) -> Array:
+    """(3, 3) of nine numbers, or of six in Voigt's order. Raises `ValueError` or `TypeError`."""
+    values = np.asarray(given, dtype=float).ravel()
+    return voigt_6_to_full_3x3_stress(values) if len(values) == 6 else values.reshape(3, 3)
 
 
 def _stress(virial: Any, atoms: Atoms) -> Any:

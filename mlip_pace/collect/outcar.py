@@ -25,6 +25,8 @@ _DECIMAL = re.compile(r"-?\d*\.\d+")  # also without a blank in between: VASP pr
 _LAST = re.compile(r"^ +free energy +TOTEN += *(\S+) eV")  # of an electronic step
 _TOTEN = re.compile(r"^ +free  energy +TOTEN += *(\S+) eV")
 _ZERO = re.compile(r"energy\(sigma->0\) *= *(\S+)")
+# What is added to the energy after the last electronic step: dispersion, as several versions call it, and dipoles.
+_ADDED = re.compile(r"Edisp \(eV\)|[Ee]stimated vdW energy \(eV\)|adding dipol energy to TOTEN")
 _WHOLE = re.compile(r"^ *(NELM|ICHARG|IALGO|ISIF) *= *(-?\d+)\b")
 _NAMES = {"TITEL": "=", "VRHFIN": "=", "POTCAR:": "POTCAR:"}  # lines that name the kinds of atoms in their order
 _CELL, _FORCES, _LEARNED = "direct lattice vectors", "TOTAL-FORCE (eV", "(ML)"
@@ -142,7 +144,7 @@ def _labels(part: list[str], count: int, settings: Settings, cell: Array | None)
             zero = float(match[1])
         elif "EDIFF was not reached" in line:
             converged = False
-        elif "Edisp (eV)" in line or "adding dipol energy to TOTEN" in line:
+        elif _ADDED.search(line):
             corrected = True
         elif line.startswith("  in kB"):
             words = _DECIMAL.findall(line)

@@ -31,6 +31,12 @@ def cell():
     return bulk("Al", cubic=True)
 
 
+def collected(structures):
+    """What became of structures."""
+    rows = [(f"{n}", "one", atoms) for n, atoms in enumerate(structures)]
+    return dataset.assemble([rows], None, dataset.Rules(AUTO))[1]
+
+
 def with_sets(*prefixes, suffixes=("energy", "forces", "stress"), atoms=None):
     """A structure with a set of labels under each prefix; those of the n-th are all n."""
     atoms = cell() if atoms is None else atoms
@@ -259,6 +265,68 @@ def test_energies_minus_e0_are_said_to_be_that():
     found, said, (note,) = labels(atoms, AUTO)
     assert (found["energy"], said) == (-3.0, "energy=energy_corrected forces=forces")
     assert "MLIP_PACE_DATA_E0=none" in note
+
+
+@pytest.mark.parametrize("unit", [1.0, 160.21766208, -1.0])
+@pytest.mark.parametrize("numbers", [6, 9])
+def test_a_stress_that_contradicts_the_virial_beside_it_is_not_used(unit, numbers):
+    """Of the other sign, or in another unit: GPa."""
+    atoms = with_sets("", suffixes=("energy", "forces"))
+    stress = np.array([0.03, 0.02, 0.01, 1e-3, 0, 0])
+    full = np.array([0.03, 0, 0, 0, 0.02, 1e-3, 0, 1e-3, 0.01])
+    atoms.info["stress"] = unit * (stress if numbers == 6 else full)
+    atoms.info["virial"] = -full * atoms.get_volume()
+    found, used, notes = labels(atoms, AUTO)
+    assert ("stress" in found) == ("stress=stress" in used) == (unit == 1)
+    assert any("'stress' is not minus 'virial' over the volume" in note for note in notes) == (unit != 1)
+    for key in ("stress", "virial"):  # a user who knows better
+        found, _, notes = labels(atoms, keys(stress=key))
+        np.testing.assert_allclose(found["stress"], atoms.info["stress"] if key == "stress" else full)
+
+
+def test_energies_of_two_kinds_are_told(tmp_path):
+    structures = [with_sets("", suffixes=("energy", "forces")) for _ in range(4)]
+    for n, atoms in enumerate(structures):
+        atoms.positions[0, 0] += 0.01 * n
+        if n < 3:
+            atoms.info["free_energy"] = atoms.info["energy"] - 0.5
+    assert not any("two kinds" in warning for warning in collected(structures[:3]).warnings)
+    (warning,) = (warning for warning in collected(structures).warnings if "two kinds" in warning)
+    assert "of 3 structures" in warning
+    assert "of 1, which have no other" in warning
+
+
+@pytest.mark.parametrize(("symbols", "energy"), [("C2H6O", -97079.92), ("H2", -74.0)])
+def test_an_energy_that_no_electrons_have_is_in_another_unit(symbols, energy):
+    atoms = Atoms(symbols, np.arange(3 * len(Atoms(symbols))).reshape(-1, 3))
+    with pytest.raises(Broken, match="another unit"):
+        checked(atoms, {"energy": energy, "forces": np.zeros((len(atoms), 3))}, None, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "energy"), [("C2H6O", -4212.0), ("H2", -31.7), ("U", -763900.0), ("Au", -517900.0), ("He", -79.0)]
+)
+def test_energies_of_all_electrons_are_energies(symbols, energy):
+    atoms = Atoms(symbols, np.arange(3 * len(Atoms(symbols))).reshape(-1, 3))
+    assert checked(atoms, {"energy": energy, "forces": np.zeros((len(atoms), 3))}, None, 5.0).energy == energy
+
+
+def test_labels_of_a_classical_potential_are_told(tmp_path):
+    atoms = cell()
+    atoms.calc = EMT()
+    atoms.get_forces()
+    write(tmp_path / "a.traj", atoms)
+    (frame,) = read_frames(Piece(InputFile(tmp_path / "a.traj", "a.traj", "traj")))
+    assert any("'emt', a classical potential" in note for note in labels(frame, AUTO).notes)
+
+
+@pytest.mark.parametrize("key", ["volume", "cell_volume", "temperature", "pressure", "band_gap"])
+def test_a_number_that_is_called_otherwise_is_not_proposed_as_the_energy(key):
+    atoms = with_sets("", suffixes=("forces",))
+    atoms.info[key] = 66.4
+    with pytest.raises(Broken) as refused:
+        labels(atoms, AUTO)
+    assert key not in str(refused.value)
 
 
 def test_a_single_atom_needs_no_forces():

@@ -230,6 +230,25 @@ def test_files_are_found_in_a_directory_by_glob_and_by_name(tmp_path):
     assert find_files(str(tmp_path / "one.xyz")) == [InputFile(tmp_path / "one.xyz", "one.xyz", "extxyz")]
 
 
+BANNERS = {
+    "vasp-out": " vasp.5.4.1 24Jun15 (build Jul 10 2015) gamma-only\n  \n executed on             LinuxIFC date 2016.01.01\n",
+    "espresso-out": "\n     Program PWSCF v.6.1 (svn rev. 13369) starts on  1Jan2017\n",
+    "cp2k": " **** **  DBCSR| Multiplication driver\n CP2K| version string:                 CP2K version 7.1\n",
+    "aims-output": "------------------------------------------------------------\n          Invoking FHI-aims ...\n",
+    "castep-castep": " |  Welcome to Academic Release CASTEP version 23.1   |\n",
+}
+
+
+@pytest.mark.parametrize("name", ["01Water_OUTCAR.d", "2021.10.19:19:44:37:OUTCAR", "job.o1234", "relax.2", "si.stdout"])
+@pytest.mark.parametrize("kind", BANNERS)
+def test_outputs_are_known_by_their_first_lines_whatever_their_name(tmp_path, name, kind):
+    (tmp_path / name).write_text(BANNERS[kind])
+    assert format_of(tmp_path / name) == kind
+    quoted = "".join(f'print("{line}")\n' for line in BANNERS[kind].splitlines())
+    (tmp_path / "parser.py").write_text(quoted)
+    assert format_of(tmp_path / "parser.py") is None
+
+
 @pytest.mark.parametrize("path", ["missing", "missing.xyz", "*.xyz", "", "b"])
 def test_no_input_is_66_and_names_the_path(tmp_path, path):
     (tmp_path / "b").mkdir()

@@ -109,6 +109,20 @@ def test_the_enthalpy_is_not_taken_for_the_energy():
         assert same(frame, RUN[0]) if found else "cannot be told apart" in frame
 
 
+@pytest.mark.parametrize("word", ["Edisp (eV):", "Estimated vdW energy (eV):", "no words"])
+def test_dispersion_is_added_after_the_last_electronic_step(word):
+    """As versions 5 and 6 print it for all kinds, and 5.2 for Grimme's second."""
+    text = re.sub(
+        r"free energy    TOTEN  = +(\S+)", lambda last: f"free energy    TOTEN  = {float(last[1]) + 2.72852:18.8f}", outcar(RUN)
+    )
+    text = text.replace("  FORCE on cell", f"  {word}        -2.72852\n  FORCE on cell")
+    read = list(outcar_reader.read(text.encode()))
+    if word == "no words":
+        assert all("not that of its last electronic step" in reason for reason in read)
+    else:
+        assert all(same(a, b) for a, b in zip(read, RUN, strict=True))
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_we_do_not_need_costs_nothing(name):
     text = WRITERS[name](RUN)
