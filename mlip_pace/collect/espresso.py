@@ -30,6 +30,7 @@ _ENERGY = re.compile(r"^ *(!{0,2}) *total energy +=(.*?)Ry *$", re.MULTILINE)
 _FORCES = re.compile(r"^ *Forces acting on atoms \(.*Ry/au\): *\n", re.MULTILINE)
 _STRESS = re.compile(r"^ *total +stress +\(Ry/bohr\*\*3\).*P= *(\S+) *\n((?:.*\n){3})", re.MULTILINE)
 # How many steps the optimizer, or molecular dynamics, counts: printed after the forces of a step.
+_FINAL = "A final scf calculation at the relaxed structure"  # of a relaxation of the cell, whose basis was that of the first
 _COUNT = re.compile(r"(?:number of scf cycles|Entering Dynamics[:;] +(?:iteration|it)) += *(\d+)")
 _LABELS = "species"
 _VOLUME = 1e-3  # relative; axes are printed with 6 decimals
@@ -91,7 +92,16 @@ def _read_run(text: str) -> Iterator[Frame]:
             continued = before == 0 and ("restart" in text.lower() or "from file used" in text)
             if count != before + 1 and not continued and not isinstance(frames[-1], str):
                 frames[-1] = f"pw.x: steps are missing: step {count} comes after step {before}"
+    if _FINAL in text and len(frames) > 1 and _alike(*frames[-2:]):
+        frames[-2] = "pw.x: its SCF was done again, in the basis of its own cell"
     yield from frames or ["pw.x: the run ended before its first SCF"]
+
+
+def _alike(one: Frame, other: Frame) -> bool:
+    """Whether both are sound, and the same structure."""
+    if not (isinstance(one, Atoms) and isinstance(other, Atoms)):
+        return False
+    return np.allclose(one.positions, other.positions, atol=1e-6) and np.allclose(one.cell, other.cell, atol=1e-6)
 
 
 def _cell_varies(text: str, begin: int) -> bool:

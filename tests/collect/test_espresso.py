@@ -103,6 +103,21 @@ def test_energies_go_with_stress_where_the_cell_changes():
     assert frames[1].get_potential_energy() - frames[0].get_potential_energy() == pytest.approx(work, rel=0.25)
 
 
+def test_the_relaxed_cell_has_the_energy_of_its_own_basis():
+    text = raw("si.vc-relax.pwo.gz")
+    text = text[: text.rindex("CELL_PARAMETERS")]
+    coordinates, last = text[text.rindex("CELL_PARAMETERS") :].split("     Self-consistent Calculation")
+    assert "-15.61660409" in last
+    mark = "\n     A final scf calculation at the relaxed structure.\n\n     Self-consistent Calculation"
+    again = last[: last.index("     number of scf cycles")].replace("-15.61660409", "-15.61670409")
+    *before, relaxed, final = read_output(text + coordinates + mark + again)
+    assert [frame.calc.results["energy"] for frame in before] == [
+        frame.calc.results["energy"] for frame in list(read_output(text))[:-1]
+    ]
+    assert relaxed == "pw.x: its SCF was done again, in the basis of its own cell"
+    assert final.calc.results["energy"] == pytest.approx(-15.61670409 * Ry)
+
+
 def test_the_energy_of_a_hybrid_functional_is_that_at_the_end():
     text = raw("hard-cases/qe-hybrid/hybrid.pwo")
     frames = list(read_output(text))
