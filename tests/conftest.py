@@ -35,13 +35,13 @@ SLOW_FILES = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items):
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames) or item.nodeid.startswith(SLOW_FILES):
             item.add_marker(pytest.mark.slow)
-        # Of the two streams of `make test` one has all containers, since there is one engine; a file is in one stream.
-        path = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("containers" if path.startswith("tests/container/") else path))
+        if item.nodeid.startswith("tests/container/"):  # there is one engine, so one of the two streams of `make test` has all
+            item.add_marker(pytest.mark.xdist_group("containers"))
 
 
 SMALL = {
