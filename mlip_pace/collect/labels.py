@@ -97,6 +97,8 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
             f"the energy is taken from {place['energy']!r}; if E0 is subtracted there already, as pacemaker has it, "
             "set MLIP_PACE_DATA_E0=none"
         )
+    if len(atoms) > 1 and _plausible("energy", found["energy"], 1) and np.asarray(found["energy"], dtype=float) == 0:
+        notes.append("an energy of exactly 0, which DFT does not give: is it a placeholder?")
     if getattr(atoms.calc, "name", "") in _CLASSICAL:
         notes.append(f"the labels are those of {atoms.calc.name!r}, a classical potential, as the file itself says")
     if "stress" in place and "virial" in place["stress"].lower():

@@ -311,6 +311,14 @@ def test_energies_of_all_electrons_are_energies(symbols, energy):
     assert checked(atoms, {"energy": energy, "forces": np.zeros((len(atoms), 3))}, None, 5.0).energy == energy
 
 
+def test_an_energy_of_zero_is_told():
+    atoms = with_sets("", suffixes=("energy", "forces"))
+    assert not labels(atoms, AUTO).notes
+    atoms.info["energy"] = 0.0
+    (note,) = labels(atoms, AUTO).notes
+    assert "placeholder" in note
+
+
 def test_labels_of_a_classical_potential_are_told(tmp_path):
     atoms = cell()
     atoms.calc = EMT()
