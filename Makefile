@@ -16,9 +16,9 @@ BIN := .venv/bin
 demo: .venv/cpu
 	$(BIN)/python -m examples.demo
 
-# Two streams at once: half the time of tests is waiting, for kills, limits of time and a cluster.
+# Two streams at once, a file in one of them: half the time of tests is waiting, for kills, limits of time and a cluster.
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 mutants: .venv/dev
 	$(BIN)/python tests/mutants.py $(ARGS)

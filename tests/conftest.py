@@ -35,13 +35,10 @@ SLOW_FILES = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items):
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames) or item.nodeid.startswith(SLOW_FILES):
             item.add_marker(pytest.mark.slow)
-        if item.nodeid.startswith("tests/container/"):  # there is one engine, so one of the two streams of `make test` has all
-            item.add_marker(pytest.mark.xdist_group("containers"))
 
 
 SMALL = {
