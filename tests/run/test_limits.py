@@ -67,6 +67,11 @@ def test_a_container_sees_its_cgroup_as_the_root(tmp_path, root):
     assert limits.memory({}, proc) == GIB
 
 
+def test_the_name_of_a_cgroup_may_have_colons(tmp_path):
+    proc = machine(tmp_path, 2, {"system.slice:docker:1/memory.max": GIB}, path="/system.slice:docker:1")
+    assert limits.memory({}, proc) == GIB
+
+
 def test_a_share_of_a_cpu_is_rounded_up(tmp_path):
     assert limits.cpus({}, machine(tmp_path, 2, {"job/step/cpu.max": "110000 100000"})) == min(2, HERE)
 
