@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
-from ase.stress import voigt_6_to_full_3x3_stress
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.cells import compact
-from mlip_pace.collect.labels import Broken
+from mlip_pace.collect.labels import Broken, tensor
 from mlip_pace.collect.neighbours import nearest
 from mlip_pace.settings import ELEMENTS
 
@@ -145,9 +144,7 @@ def _checked_stress(given: Any) -> tuple[Array | None, str]:
         return None, f"it has {stress.size} values, expected 6 (Voigt) or 9"
     if not np.isfinite(stress).all():
         return None, "it has values that are no finite numbers"
-    if stress.size == 6:
-        return voigt_6_to_full_3x3_stress(stress.ravel()), ""
-    stress = stress.reshape(3, 3)
+    stress = tensor(stress)
     if np.abs(stress - stress.T).max() > ASYMMETRY * np.abs(stress).max() + 1e-5:
         return None, "it is not symmetric"
     return (stress + stress.T) / 2, ""

@@ -135,7 +135,8 @@ def format_of(path: Path) -> str | None:
         return "vasp-out"
     if re.search(r"\.(out|log|txt)(\W|_|\d|$)", name) or "." not in name:  # also `pw.out.1`
         start = _head(path)
-        return next((kind for banner, kind in _PROGRAMS.items() if banner in start), None)
+        if known := next((kind for banner, kind in _PROGRAMS.items() if banner in start), None):
+            return known
     if name == "type.raw":
         return "deepmd"
     kind = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)

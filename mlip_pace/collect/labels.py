@@ -267,7 +267,7 @@ def _contradicted(stress: Any, has: Mapping[str, Any], family: Family, atoms: At
     for key in has:
         if (parsed := _parsed(key)) is not None and parsed[2] == family and parsed[0].startswith("virial"):
             try:
-                one, other = (_tensor(value) for value in (stress, _stress(has[key], atoms)))
+                one, other = (tensor(value) for value in (stress, _stress(has[key], atoms)))
             except (TypeError, ValueError):
                 continue  # the audit says what is wrong with it
             if np.abs(one - other).max() > max(_SAME, 0.01 * np.abs(one).max()):
@@ -275,8 +275,8 @@ def _contradicted(stress: Any, has: Mapping[str, Any], family: Family, atoms: At
     return ""
 
 
-def _tensor(given: Any) -> Array:
-    """(3, 3) of nine numbers, or of six in Voigt's order. Raises `ValueError` or `TypeError`."""
+def tensor(given: Any) -> Array:
+    """A stress (3, 3) of nine numbers, or of six in Voigt's order. Raises `ValueError` or `TypeError`."""
     values = np.asarray(given, dtype=float).ravel()
     return voigt_6_to_full_3x3_stress(values) if len(values) == 6 else values.reshape(3, 3)
 

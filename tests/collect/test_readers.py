@@ -239,7 +239,9 @@ BANNERS = {
 }
 
 
-@pytest.mark.parametrize("name", ["01Water_OUTCAR.d", "2021.10.19:19:44:37:OUTCAR", "job.o1234", "relax.2", "si.stdout"])
+@pytest.mark.parametrize(
+    "name", ["01Water_OUTCAR.d", "Water_OUTCAR", "2021.10.19:19:44:37:OUTCAR", "run.log", "job.o1234", "relax.2", "si.stdout"]
+)
 @pytest.mark.parametrize("kind", BANNERS)
 def test_outputs_are_known_by_their_first_lines_whatever_their_name(tmp_path, name, kind):
     (tmp_path / name).write_text(BANNERS[kind])
