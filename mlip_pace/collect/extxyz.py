@@ -62,7 +62,7 @@ def read(piece: Piece) -> Iterator[Atoms | str]:
                 yield f"line {number}: a number of atoms is expected, found {first.strip()[:40]!r}; the rest is not read"
                 return
             body = [lines.readline() for _ in range(count + 1)]
-            if not body[-1] or (not body[-1].endswith("\n") and len(body[-1].split()) < len(body[-2].split()) and count > 1):
+            if not body[-1] or _cut(body[1:]):
                 yield f"line {number}: the file ends within a frame of {count} atoms"
                 return
             try:
@@ -70,6 +70,20 @@ def read(piece: Piece) -> Iterator[Atoms | str]:
             except Exception as error:  # whatever a broken frame makes ASE stumble over
                 yield f"line {number}: {_flaw(body, error)}"
             number += count + 1
+
+
+def _cut(atoms: list[str]) -> bool:
+    """Whether the last line, if it has no end, lacks columns, or decimals that all other numbers of its column, or, of a single
+    atom, both others of its vector, have.
+    """
+    if not atoms or atoms[-1].endswith("\n"):
+        return False
+    *others, last = (line.split() for line in atoms)
+    if not last or (others and len(last) < len(others[-1])):
+        return True
+    alike = [words[-1] for words in others if words] if others else last[-3:-1]
+    decimals = {len(word.partition(".")[2]) for word in alike}
+    return len(decimals) == 1 and len(last[-1].partition(".")[2]) < decimals.pop()
 
 
 # ASE refuses a frame whose stress or virial has not nine numbers; Voigt's six are as usual.

@@ -264,6 +264,21 @@ def five(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize("atoms", [1, 4])
+def test_a_file_that_ends_within_a_number_has_lost_it(tmp_path, atoms):
+    """Wherever it is cut; a file whose last line merely has no end is whole."""
+    one = labelled(Atoms(f"Al{atoms}", 2.5 * np.arange(3 * atoms).reshape(-1, 3)), -1.0, np.full((atoms, 3), -0.69889034))
+    write(tmp_path / "one.xyz", one, format="extxyz")
+    text = (tmp_path / "one.xyz").read_text().rstrip("\n ")
+    (tmp_path / "one.xyz").write_text(text)
+    (frame,) = read(tmp_path / "one.xyz")
+    np.testing.assert_allclose(frame.get_forces(), one.get_forces())
+    for lost in range(1, len("-0.69889034")):
+        (tmp_path / "one.xyz").write_text(text[:-lost])
+        (reason,) = read(tmp_path / "one.xyz")
+        assert "ends within a frame" in reason
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_garbled_extended_xyz_gives_frames_that_are_in_it_or_a_reason(five, data):
