@@ -190,3 +190,13 @@ ORIGINALS = [frame for text in TEXTS for frame in read_output(text)]
 @given(damaged(TEXTS))
 def test_damage_gives_frames_of_the_file_or_reasons(text):
     only_frames_of(ORIGINALS, list(read_output(text)))
+
+
+def test_coordinates_are_known_whatever_module_prints_them():
+    """SIRIUS is a module with a slash in its name."""
+    text = raw("h2o.cp2k.out.gz")
+    other = text.replace("MODULE QUICKSTEP:", "MODULE PWDFT/SIRIUS:")
+    assert other != text
+    (one,), (same,) = (list(map(atoms_of, read_output(given))) for given in (text, other))
+    assert one == same
+    assert one.calc.results["energy"] == same.calc.results["energy"]
