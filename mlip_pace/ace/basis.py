@@ -182,6 +182,7 @@ def new_basis_set(basis: Basis) -> Any:
 
 @lru_cache(maxsize=2)
 def _shared(basis: Basis, state: Hashable) -> Any:
+    """Kept for a basis in one `state`: two, since an iteration reads one and makes another."""
     return new_basis_set(basis)
 
 

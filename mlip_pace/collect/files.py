@@ -28,7 +28,7 @@ _PROGRAMS = {  # how the text outputs of DFT programs announce themselves -> ASE
     b"CASTEP version": "castep-castep",
     b"|__ |  _|___|_____|": "gpaw-out",
 }
-# Of a file whose name says nothing, the line must begin so: others, programs say, may quote it.
+# Where a name says nothing, a line must begin with the banner: scripts and notes may quote it.
 _BEGINS = re.compile(
     rb"^[\s|*]*(?:Welcome to [\w ]*)?(" + b"|".join(map(re.escape, _PROGRAMS)) + rb")|\A\s*vasp\.\d.*\s+executed on",
     re.MULTILINE,

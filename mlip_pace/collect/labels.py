@@ -11,6 +11,7 @@ subtracted already.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -42,7 +43,9 @@ _NO_LABEL = re.compile(r"^w_|weight|uncertainty|spread", re.IGNORECASE)  # but a
 _PREDICTED = ("energy_uncertainty", "max_gamma")  # what `mlip-pace predict` writes beside energies that are a potential's
 _ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
 # Numbers of a structure that are no energy, of those that are not called like one either.
-_NO_ENERGY = re.compile(r"vol|temp|time|press|gap|mag|charge|dens|cutoff|angle|dist|strain|spacing|step|entrop|rms|error", re.I)
+_NO_ENERGY = re.compile(
+    r"vol|temp|time|press|gap|mag|charge|dens|cutoff|angle|dist|strain|spacing|step|entrop|rms|error", re.IGNORECASE
+)
 _CLASSICAL = ("emt", "lennardjones", "morse", "tersoff", "eam", "stillingerweber", "harmonic")  # calculators, as ASE names them
 _SHOWN = 6  # keys that may be an energy, by no more than being a float
 _SAME = 1e-5  # eV/atom, eV/Å, eV/Å^3; less is how labels are rounded
@@ -123,18 +126,17 @@ def is_label(key: Any) -> bool:
 
 def kinds_of_energy(keys: Mapping[str, int]) -> list[str]:
     """What a user should know of energies of several kinds, from the keys of labels and their numbers of structures."""
-    counts: dict[str, dict[str, int]] = {}
+    counts = Counter[str]()
     for told, count in keys.items():
         key = dict(part.split("=", 1) for part in told.split(" ") if "=" in part).get("energy", "")
         if (parsed := _parsed(key)) is not None:
-            of = counts.setdefault(parsed[0], {})
-            of[key] = of.get(key, 0) + count
-    if not {"free_energy", "energy"} <= set(counts):
+            counts[parsed[0]] += count
+    if not (counts["free_energy"] and counts["energy"]):
         return []
-    free, other = (sum(counts[name].values()) for name in ("free_energy", "energy"))
     return [
-        f"energies are of two kinds: the free energy, which forces belong to, of {free} structures, and what is called energy "
-        f"of {other}, which have no other; where electrons are smeared these differ: take one kind for all"
+        f"energies are of two kinds: the free energy, which forces belong to, of {counts['free_energy']} structures, and what "
+        f"is called energy of {counts['energy']}, which have no other; where electrons are smeared these differ: take one kind "
+        "for all"
     ]
 
 
