@@ -86,7 +86,8 @@ def equation_of_state(volumes: Iterable[float], energies: Iterable[float]) -> Eq
         return None
     curve = EquationOfState(v, e, eos="birchmurnaghan")
     try:
-        v0, _, b0 = curve.fit(warn=False)
+        with np.errstate(invalid="ignore"):  # volumes below 0 are tried on the way
+            v0, _, b0 = curve.fit(warn=False)
     except (RuntimeError, ValueError):
         return None
     return Equation(float(v0), float(b0 / GPa), float(curve.eos_parameters[2]))
