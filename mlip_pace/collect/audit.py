@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.cells import compact
@@ -21,6 +22,10 @@ CLOSEST = 0.5  # Å
 # Beyond anything that a converged calculation of a usable structure gives.
 LARGEST_FORCE = 1000.0  # eV/Å
 THOMAS_FERMI = 20.9  # eV; times Z^(7/3) no atom has less (E. H. Lieb, Rev. Mod. Phys. 53, 603 (1981)), but for relativity
+# Of forces that do not add up to 0. DFT's do, but for noise: 0.6 eV/Å in cells of 192 atoms, 0.03 of the root of their squares.
+UNBALANCED = 0.1  # of the root of the sum of the squares of all forces; it is 1 if they know nothing of one another
+NOISE = 0.1  # eV/Å; less is not told
+REMOVED = 0.01, 0.001  # eV/Å; more is no noise where some forces are exactly 0, and where a constraint is known to make them so
 ASYMMETRY = 0.02  # of a stress, relative to its largest component; more is no rounding
 
 
@@ -107,8 +112,37 @@ def checked(atoms: Atoms, found: Mapping[str, Any], elements: Sequence[str] | No
         )
     if elements is not None and (foreign := sorted(set(atoms.symbols) - set(elements))):
         raise NotInBasis(f"{', '.join(foreign)} not in MLIP_PACE_BASIS_ELEMENTS={','.join(elements)}")
+    notes = _balance(atoms, forces)
     stress, flaw = _checked_stress(found.get("stress"))
-    return Checked(energy, forces, stress, int(np.isinf(distances).sum()), (f"the stress is not used: {flaw}",) if flaw else ())
+    if flaw:
+        notes.append(f"the stress is not used: {flaw}")
+    return Checked(energy, forces, stress, int(np.isinf(distances).sum()), tuple(notes))
+
+
+def _balance(atoms: Atoms, forces: Array) -> list[str]:
+    """What a user should know of forces that do not add up to 0. Raises `Broken` for those that a constraint has changed.
+
+    A program that holds atoms in their places may write 0 for their forces. Those that are 0 by symmetry are no sign of it:
+    then all together are 0, too.
+    """
+    net, all_forces = float(np.linalg.norm(forces.sum(axis=0))), float(np.linalg.norm(forces))
+    gone = int((forces == 0).all(axis=1).sum())
+    held = all_forces > 0 and _as_constrained(atoms, forces)
+    if (held and net > REMOVED[1]) or (0 < gone < len(atoms) and net > max(REMOVED[0], UNBALANCED * all_forces)):
+        those = f"the forces on {gone} of {len(atoms)} atoms are exactly 0" if gone else "forces are 0 along some directions"
+        raise Broken(f"{those}, yet all forces add up to {net:.2g} eV/Å: a constraint has taken away what DFT gave")
+    if net > max(NOISE, UNBALANCED * all_forces):
+        return ["the forces do not add up to 0, as those of atoms on one another do: look at them before you use them"]
+    return []
+
+
+def _as_constrained(atoms: Atoms, forces: Array) -> bool:
+    """Whether the structure holds some atoms in their places, and the forces are as that leaves them."""
+    held = [one for one in atoms.constraints if isinstance(one, (FixAtoms, FixCartesian, FixedLine, FixedPlane))]
+    left = forces.copy()
+    for one in held:
+        one.adjust_forces(atoms, left)
+    return bool(held) and np.allclose(left, forces, rtol=0, atol=1e-8)
 
 
 def sound_geometry(atoms: Atoms, cutoff: float) -> Array:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc100
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane
 from conftest import RAW, labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -230,3 +232,69 @@ def test_a_run_whose_labels_do_not_go_together_is_named(tmp_path):
     (warning,) = said["wrong.pwo"]
     assert "wrong.pwo#0" in warning
     assert "between frames 0 and 1" in warning
+
+
+def pulled(symbols="Cu8", seed=0):
+    """A crystal out of order with the forces of a potential."""
+    atoms = bulk("Cu", cubic=True).repeat((2, 1, 1))
+    atoms.symbols = symbols
+    atoms.rattle(0.1, seed=seed)
+    calculator = EMT()
+    calculator.calculate(atoms, ["energy", "forces"])
+    return atoms, calculator.results["energy"], calculator.results["forces"]
+
+
+def others():
+    return [labelled(*pulled(seed=n)) for n in range(1, 4)]
+
+
+def became(*structures):
+    found = dataset.assemble([[(f"{n}", "one", atoms) for n, atoms in enumerate(structures)]], None, LENIENT)[1]
+    return [item["reason"] for item in found.left_out], found.warnings
+
+
+LENIENT = dataset.Rules(DataSettings.model_construct(max_rejected=1.0))
+CONSTRAINTS = {
+    "atoms": FixAtoms([0, 1, 2]),
+    "one": FixAtoms([5]),
+    "directions": FixCartesian([0, 3], (True, False, True)),
+    "planes": FixedPlane([1, 2], (0, 0, 1)),
+    "lines": FixedLine([1, 2], (1, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_forces_that_a_constraint_has_changed_are_not_taken(name):
+    """By name where the file says that atoms are held, or whole forces are missing; the same forces unchanged are sound."""
+    atoms, energy, forces = pulled()
+    left = forces.copy()
+    CONSTRAINTS[name].adjust_forces(atoms, left)
+    raw, changed, plain = labelled(atoms, energy, forces), labelled(atoms, energy, left), labelled(atoms, energy, left)
+    for held in (raw, changed):
+        held.set_constraint(CONSTRAINTS[name])
+    assert became(raw, *others())[0] == []
+    (reason,) = became(changed, *others())[0]
+    assert "a constraint has taken away what DFT gave" in reason
+    if name in ("atoms", "one"):
+        (reason,) = became(plain, *others())[0]
+        assert f"the forces on {len(CONSTRAINTS[name].index)} of 8 atoms are exactly 0" in reason
+
+
+def test_forces_of_zero_by_symmetry_are_sound():
+    """Of a crystal's held atoms, of one between two others, of all atoms."""
+    held = labelled(bulk("Cu", cubic=True), -1.0, np.zeros((4, 3)))
+    held.set_constraint(FixAtoms([0, 1]))
+    line = labelled(Atoms("OCO", [[0, 0, -1.2], [0, 0, 0], [0, 0, 1.2]]), -20.0, [[0, 0, -0.5], [0, 0, 0], [0, 0, 0.5]])
+    line.set_constraint(FixAtoms([1]))
+    reasons, warnings = became(held, line, *others())
+    assert reasons == []
+    assert not [warning for warning in warnings if "do not add up" in warning]
+
+
+def test_forces_that_do_not_add_up_are_told_and_noise_is_not():
+    atoms, energy, forces = pulled()
+    noisy = labelled(atoms, energy, forces + np.array([0.01, 0, 0]))
+    assert not [w for w in became(noisy, *others())[1] if "do not add up" in w]
+    odd, energy, forces = pulled(seed=5)
+    forces[0] += [0, 0, 3.0]
+    assert [w for w in became(labelled(odd, energy, forces), *others())[1] if "do not add up to 0" in w]
