@@ -5,14 +5,14 @@ is that of a key which the user names; else the first of a calculator's results 
 `dft_*`, `*_dft` that has an energy and forces. `free_energy`, the force-consistent one, comes before `energy`. A stress has six
 numbers in Voigt's order (xx, yy, zz, yz, xz, xy) or nine. A `virial` or `virials` (eV) is minus the volume times the stress,
 the convention of QUIP, MACE and DeePMD: positive where the structure wants to expand. `energy_corrected`, pacemaker's, has E0
-subtracted already.
+subtracted already. A label is converted from the unit that a key such as `energy-unit` or `REF_forces_unit` names.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from mlip_pace.arrays import Array
+from mlip_pace.collect.units import in_ours
 from mlip_pace.settings import DataSettings
 
 _LABEL = re.compile(r"(.*?)(free_energy|energy_corrected|energy|forces?|stress|virials?)(.*)", re.IGNORECASE)
@@ -39,7 +40,8 @@ _ALIKE = {
     "forces": re.compile(r"forc|frc|grad|^f(_|$)|_f(_|$)", re.IGNORECASE),
     "stress": re.compile(r"stress|virial|^vir(_|$)|_vir(_|$)", re.IGNORECASE),
 }
-_NO_LABEL = re.compile(r"^w_|weight|uncertainty|spread", re.IGNORECASE)  # but about one, pacemaker's `w_energy` say
+_NO_LABEL = re.compile(r"^w_|weight|uncertainty|spread|[-_]units?$", re.IGNORECASE)  # but about one, pacemaker's `w_energy` say
+_UNIT = re.compile(r"(.+)[-_]units?", re.IGNORECASE)  # of a label that is called so
 _PREDICTED = ("energy_uncertainty", "max_gamma")  # what `mlip-pace predict` writes beside energies that are a potential's
 _ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
 # Numbers of a structure that are no energy, of those that are not called like one either.
@@ -70,9 +72,10 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
 
     A single atom needs no forces: nothing is there to push it.
     """
-    has = {key: value for key, value in (*atoms.info.items(), *atoms.arrays.items()) if key not in _GEOMETRY}
-    has |= {} if atoms.calc is None else atoms.calc.results
+    has = {} if atoms.calc is None else dict(atoms.calc.results)
+    has |= {key: value for key, value in (*atoms.info.items(), *atoms.arrays.items()) if key not in (*_GEOMETRY, *has)}
     has = {k: value for k, value in has.items() if isinstance(k, str) and value is not None and not _NO_LABEL.search(k)}
+    has, units = _in_our_units(has, atoms.info)
     families = _families(tuple(has))
     named = {kind: key for kind in _NAMES if (key := str(getattr(data, f"{kind}_key"))) != "auto"}
     if missing := [kind for kind, key in named.items() if key not in has and kind != "stress"]:
@@ -91,7 +94,8 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
         raise Broken(f"no {' and '.join(missing)}{beside}" + _hint(missing, has, place, len(atoms)))
     found = {kind: has[key] for kind, key in place.items()}
     notes = [] if named else _other_sets(has, found, place, families, len(atoms))
-    notes += _unused(has, found, family, families, named)
+    notes += _unused(has, found, place, family, families, named)
+    notes += _named_units(place.values(), units)
     if predicted:
         beside = next(key for key in _PREDICTED if key in atoms.info)
         notes.append(f"{place['energy']!r} is taken beside {beside!r}, as `mlip-pace predict` writes them: is it DFT's?")
@@ -122,6 +126,43 @@ _GEOMETRY = ("numbers", "positions")
 def is_label(key: Any) -> bool:
     """Whether a key is called as a label is, or looks like one."""
     return isinstance(key, str) and (_parsed(key) is not None or any(pattern.search(key) for pattern in _ALIKE.values()))
+
+
+def _in_our_units(has: Mapping[str, Any], info: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, tuple[str, float]]]:
+    """The labels in eV and Å; and of those whose unit is named, that, and how much it is (none: it is not known)."""
+    named = {match[1]: str(unit) for key, unit in info.items() if isinstance(key, str) and (match := _UNIT.fullmatch(key))}
+    if not named:
+        return dict(has), {}
+    of_kind = {(_dimension(parsed[0]), parsed[2]): unit for key, unit in named.items() if (parsed := _parsed(key))}
+    result, units = dict(has), dict[str, tuple[str, float]]()
+    for key, value in has.items():
+        parsed, dimension, unit = _parsed(key), "energy", named.get(key)
+        if parsed is not None:
+            dimension = _dimension(parsed[0])
+            unit = unit or of_kind.get((dimension, parsed[2]))
+            if dimension == "virial":  # an energy
+                unit, dimension = unit or of_kind.get(("energy", parsed[2])), "energy"
+        if unit is None:
+            continue
+        try:
+            units[key] = unit, in_ours(unit, dimension)
+            result[key] = np.asarray(value, dtype=float) * units[key][1]
+        except ValueError:
+            units.setdefault(key, (unit, np.nan))
+    return result, units
+
+
+def _dimension(name: str) -> str:
+    return "virial" if name.startswith("virial") else next(kind for kind, names in _NAMES.items() if name in names)
+
+
+def _named_units(keys: Iterable[str], units: Mapping[str, tuple[str, float]]) -> list[str]:
+    """Which labels are converted. Raises `Broken` if a unit is not known."""
+    those = {key: units[key] for key in keys if key in units}
+    if unknown := [f"{key!r} is in {unit!r}" for key, (unit, factor) in those.items() if not factor > 0]:
+        raise Broken(f"{', '.join(unknown)}: no unit that is known")
+    converted = [f"{key!r} from {unit}" for key, (unit, factor) in those.items() if factor != 1]
+    return [f"labels are converted as the file says: {', '.join(converted)}"] if converted else []
 
 
 def kinds_of_energy(keys: Mapping[str, int]) -> list[str]:
@@ -245,15 +286,17 @@ def _other_sets(
 
 
 def _unused(
-    has: Mapping[str, Any], found: Mapping[str, Any], family: Family, families: Mapping[Family, Mapping[str, str]],
-    named: Mapping[str, str],
+    has: Mapping[str, Any], found: Mapping[str, Any], place: Mapping[str, str], family: Family,
+    families: Mapping[Family, Mapping[str, str]], named: Mapping[str, str],
 ) -> list[str]:  # fmt: skip
-    """Keys that look like labels, are no whole set, and are not used."""
+    """Keys that look like labels, are no whole set or the same by another spelling, and are not used."""
     notes = []
     count = max((len(value) for value in has.values() if isinstance(value, np.ndarray) and value.ndim == 2), default=1)
     for key, value in has.items():
         parsed = _parsed(key)
-        if key in named.values() or (parsed is not None and (parsed[2] == family or len(families[parsed[2]]) > 1)):
+        if key in place.values():
+            continue
+        if parsed is not None and (parsed[2] == family or len(families[parsed[2]]) > 1) and not _spelled(key, place):
             continue
         for kind, pattern in _ALIKE.items():
             wanted = kind not in named and (kind not in found or not named)
@@ -262,6 +305,11 @@ def _unused(
                     notes.append(f"{key!r} looks like {_ARTICLE[kind]} and is not used; {_setting(kind)}={key} takes it")
                 break
     return notes
+
+
+def _spelled(key: str, place: Mapping[str, str]) -> bool:
+    """Whether a key is that of a label but for its spelling: `Energy` and `energy`, `force` and `forces`."""
+    return any(key.lower().removesuffix("s") == taken.lower().removesuffix("s") for taken in place.values())
 
 
 def _contradicted(stress: Any, has: Mapping[str, Any], family: Family, atoms: Atoms) -> str:

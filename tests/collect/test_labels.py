@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write
+from ase.units import Bohr, GPa, Hartree, Ry, bar, kcal, kJ, mol
 from conftest import labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -354,3 +355,64 @@ def test_weights_of_labels_are_no_labels(prefix):
     assert found.notes == ()
     with pytest.raises(Broken):
         labels(with_sets(prefix), AUTO)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "factor"),
+    [
+        ("energy", "Hartree", Hartree),
+        ("energy", "kcal/mol", kcal / mol),
+        ("energy", "kJ/mol", kJ / mol),
+        ("energy", "Ry", Ry),
+        ("energy", "meV", 1e-3),
+        ("energy", "a.u.", Hartree),
+        ("forces", "hartree/bohr", Hartree / Bohr),
+        ("forces", "kcal/mol/Ang", kcal / mol),
+        ("forces", "Ry/Bohr", Ry / Bohr),
+        ("forces", "au", Hartree / Bohr),
+        ("stress", "GPa", GPa),
+        ("stress", "kbar", 1e3 * bar),
+        ("stress", "eV/A^3", 1.0),
+        ("stress", "Hartree/Bohr**3", Hartree / Bohr**3),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "REF_"])
+@pytest.mark.parametrize("join", ["-unit", "_unit", "_units"])
+def test_a_label_is_converted_from_the_unit_that_is_named(kind, unit, factor, prefix, join):
+    atoms = with_sets(prefix)
+    before = labels(atoms.copy(), AUTO)
+    atoms.info[prefix + kind + join] = unit
+    after = labels(atoms, AUTO)
+    for label, value in before.found.items():
+        np.testing.assert_allclose(after.found[label], np.multiply(value, factor if label == kind else 1), rtol=1e-12)
+    assert after.keys == before.keys
+    told = [f"labels are converted as the file says: {prefix + kind!r} from {unit}"] if factor != 1 else []
+    assert list(after.notes) == [*before.notes, *told]
+
+
+def test_a_virial_is_an_energy_whose_unit_it_shares():
+    atoms = with_sets("", suffixes=("energy", "forces"))
+    atoms.info |= {"virial": np.eye(3).ravel(), "energy-unit": "Ry"}
+    np.testing.assert_allclose(labels(atoms, AUTO).found["stress"], -Ry * np.eye(3).ravel() / atoms.cell.volume)
+
+
+@pytest.mark.parametrize("unit", ["nonsense", "eV/atom", "", "GPa/fortnight"])
+def test_a_unit_that_is_not_known_is_refused(unit):
+    atoms = with_sets("")
+    atoms.info["energy_unit"] = unit
+    with pytest.raises(Broken, match="no unit that is known"):
+        labels(atoms, AUTO)
+
+
+@pytest.mark.parametrize(("other", "value"), [("Energy", 7.5), ("force", np.ones((4, 3))), ("Forces", np.ones((4, 3)))])
+def test_another_spelling_of_a_label_is_told_where_it_differs(other, value):
+    atoms = labelled(cell(), -14.0)
+    (atoms.arrays if np.ndim(value) else atoms.info)[other] = value
+    found = labels(atoms, AUTO)
+    assert float(found.found["energy"]) == -14.0
+    np.testing.assert_array_equal(found.found["forces"], atoms.calc.results["forces"])
+    assert [note for note in found.notes if note.startswith(f"{other!r} looks like")]
+    (atoms.arrays if np.ndim(value) else atoms.info)[other] = atoms.calc.results[
+        other.lower().removesuffix("s") + "s" * bool(np.ndim(value))
+    ]
+    assert not labels(atoms, AUTO).notes
