@@ -24,7 +24,7 @@ from mlip_pace.collect import atomic_energies, columns
 from mlip_pace.collect.audit import Audit, NotInBasis, checked, fully_periodic, label_weights
 from mlip_pace.collect.consistency import contradiction
 from mlip_pace.collect.extxyz import Piece, pieces_of
-from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, Unconverged
+from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, NotRead, Unconverged
 from mlip_pace.collect.labels import Broken, kinds_of_energy, labels
 from mlip_pace.collect.read import read_frames
 from mlip_pace.collect.split import TEST, TRAIN, split_by_group
@@ -145,7 +145,7 @@ def examine(structures: Iterable[Structure], rules: Rules, prefix: str) -> list[
 
 def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
     if isinstance(frame, str):
-        return Examined(source, reason=frame, rejected=True)
+        return Examined(source, reason=frame, rejected=not isinstance(frame, NotRead))
     unconverged = isinstance(frame, Unconverged)
     if isinstance(frame, Unconverged):
         if rules.data.unconverged == "leave_out":

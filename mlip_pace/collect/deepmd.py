@@ -49,7 +49,7 @@ def _frames(folder: Path, types: Any, names: list[str], periodic: bool) -> Itera
     if "coord" not in arrays or (periodic and "box" not in arrays):
         yield f"{folder.name} has no coord.npy{' or box.npy' if periodic else ''}"
         return
-    frames = len(arrays["coord"])
+    frames = len(arrays["coord"]) if arrays["coord"].ndim > 1 else 1  # as DeePMD-kit reads it
     for name, array in arrays.items():
         width = _SIZE.get(name, _WIDTH.get(name, 1) * len(types))
         if array.size != frames * width:

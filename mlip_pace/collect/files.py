@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from ase import Atoms
 
+from mlip_pace.collect import others
 from mlip_pace.errors import NoInputError
 from mlip_pace.run.steps import sha256
 
@@ -45,6 +46,7 @@ _SUFFIXES = {
     ".pkl": "pacemaker",
     ".pickle": "pacemaker",
 }
+OTHER = "other"  # the format of programs that are not read
 # Files that hold structures of unrelated calculations.
 COLLECTIONS = ("extxyz", "db", "json", "pacemaker", "deepmd")
 _PACKED = re.compile(r"\.(gz|gzip|bz2|xz)$", re.IGNORECASE)
@@ -57,6 +59,10 @@ class Unconverged:
 
     atoms: Atoms
     reason: str
+
+
+class NotRead(str):
+    """Why a file is not read that nothing is wrong with."""
 
 
 Frame = Atoms | Unconverged | str  # what a reader yields for each frame: the structure, or why there is none
@@ -81,7 +87,8 @@ class InputFile:
 def find_files(path: str) -> list[InputFile]:
     """The DFT files of a file name, a directory (recursively) or a glob, sorted by name.
 
-    Of a VASP run's two outputs vasprun.xml is taken, and OUTCAR `instead` if it cannot be read. Raises `NoInputError`.
+    Of a VASP run's two outputs vasprun.xml is taken, and OUTCAR `instead` if it cannot be read. Those of programs that are not
+    read are there to be named. Raises `NoInputError`.
     """
     given = Path(path)
     if given.is_dir():
@@ -109,9 +116,11 @@ def find_files(path: str) -> list[InputFile]:
         name = str(p.relative_to(root)) if p.is_relative_to(root) else str(p)
         instead = outcars.get(run) if kind == "vasp-xml" else None
         files.append(InputFile(p.absolute(), name, kind, instead and instead.absolute()))  # workers may be elsewhere
-    if not files:
+    if all(file.format == OTHER for file in files):
+        programs = sorted({program for file in files if (program := others.program(head(file.path)))})
         raise NoInputError(
-            f"{path}: none of the {len(candidates)} files there is one that mlip-pace reads",
+            f"{path}: none of the {len(candidates)} files there is one that mlip-pace reads"
+            + (f", {len(files)} are of {', '.join(programs)}" if files else ""),
             "known: extended XYZ, OUTCAR, vasprun.xml, pw.x, CP2K, CASTEP, FHI-aims, GPAW, .traj, .db, .json, .pckl.gzip, "
             "FitSNAP's JSON, DeePMD's folders",
         )
@@ -134,7 +143,7 @@ def format_of(path: Path) -> str | None:
     if name.startswith("outcar") or name.endswith(".outcar"):
         return "vasp-out"
     if re.search(r"\.(out|log|txt)(\W|_|\d|$)", name) or "." not in name:  # also `pw.out.1`
-        start = _head(path)
+        start = head(path)
         if known := next((kind for banner, kind in _PROGRAMS.items() if banner in start), None):
             return known
     if name == "type.raw":
@@ -142,14 +151,16 @@ def format_of(path: Path) -> str | None:
     kind = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
     if kind == "json":
         return _json_format(path)
-    if kind is None and (banner := _BEGINS.search(_head(path))):  # `cell.OUTCAR.2`, `job.o1234`
-        return _PROGRAMS.get(banner[1], "vasp-out")
+    if kind is None:
+        if banner := _BEGINS.search(head(path)):  # `cell.OUTCAR.2`, `job.o1234`
+            return _PROGRAMS.get(banner[1], "vasp-out")
+        return OTHER if others.program(head(path)) else None
     return kind
 
 
 def _json_format(path: Path) -> str | None:
     """Of the many files that are JSON, ASE's databases and FitSNAP's structures are ours."""
-    start = _head(path, 512)
+    start = head(path, 512)
     if b'"Dataset"' in start:
         return "fitsnap"
     try:
@@ -162,7 +173,8 @@ def _json_format(path: Path) -> str | None:
     return "fitsnap" if b'"Dataset"' in content and b'"AtomTypes"' in content else None
 
 
-def _head(path: Path, size: int = 65536) -> bytes:
+def head(path: Path, size: int = 65536) -> bytes:
+    """The first bytes of a file, uncompressed; none if it cannot be read."""
     try:
         with opened(path) as file:
             return file.read(size)

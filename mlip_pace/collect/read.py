@@ -16,7 +16,8 @@ from ase.io import iread
 
 from mlip_pace.collect import aims, castep, cp2k, database, deepmd, espresso, extxyz, fitsnap, frames, gpaw, outcar, vasprun
 from mlip_pace.collect.extxyz import Piece
-from mlip_pace.collect.files import Frame, InputFile, in_one_line, opened, unpacked
+from mlip_pace.collect.files import OTHER, Frame, InputFile, NotRead, head, in_one_line, opened, unpacked
+from mlip_pace.collect.others import program
 from mlip_pace.errors import UnsafeError
 
 
@@ -65,6 +66,8 @@ def _structures(piece: Piece) -> Iterator[Frame]:
         yield from fitsnap.read(path)
     elif kind == "deepmd":
         yield from deepmd.read(path)
+    elif kind == OTHER:
+        yield NotRead(f"is of {program(head(path))}, which is not read here; ASE may convert it to extended XYZ")
     elif kind in _READERS:
         yield from _of_a_run(piece.file)
     else:

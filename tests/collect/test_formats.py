@@ -4,7 +4,10 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 import shutil
+import sqlite3
+from contextlib import closing
 
 import ase.db
 import numpy as np
@@ -21,8 +24,9 @@ from hypothesis import strategies as st
 from mlip_pace.collect import audit, dataset
 from mlip_pace.collect.extxyz import Piece
 from mlip_pace.collect.files import InputFile, find_files, format_of
-from mlip_pace.collect.labels import labels
+from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.collect.read import read_frames
+from mlip_pace.errors import NoInputError
 from mlip_pace.settings import DataSettings
 
 KEYS = DataSettings.model_construct()
@@ -315,3 +319,90 @@ def test_a_garbled_extended_xyz_gives_frames_that_are_in_it_or_a_reason(five, da
         if kind != "doubled line":  # a doubled line of an atom shifts the rest, which is a whole frame with another atom
             np.testing.assert_allclose(frame.positions, right.positions, atol=1e-7)
             np.testing.assert_allclose(forces, right.get_forces(), atol=1e-7)
+
+
+BANNERS = {
+    "ORCA": "\n                                 *****************\n                                 * O   R   C   A *\n",
+    "Gaussian": " Entering Gaussian System, Link 0=g16\n",
+    "ABINIT": "\n.Version 7.8.2 of ABINIT \n.(sequential version, prepared for a x86_64_linux_gnu4.9 computer) \n",
+    "SIESTA": "Siesta Version: siesta-4.0--500\n",
+    "NWChem": " argument  1 = in.nw\n\n              Northwest Computational Chemistry Package (NWChem) 6.6\n",
+    "n2p2 or RuNNer": "begin\ncomment one\nlattice 10 0 0\n",
+    "MTP (MLIP)": "BEGIN_CFG\n Size\n    1\n",
+    "VASP's machine-learned force field (ML_AB)": " 1.0 Version\n" + 50 * "*" + "\n     The number of configurations\n",
+}
+
+
+@pytest.mark.parametrize("program", BANNERS)
+def test_a_file_of_a_program_that_is_not_read_is_named(tmp_path, program):
+    """Beside others it is left out, without counting as broken; alone it is said what it is."""
+    (tmp_path / "job.o12").write_text(BANNERS[program])
+    with pytest.raises(NoInputError, match=re.escape(program)):
+        find_files(str(tmp_path))
+    write(tmp_path / "good.xyz", [strained(n) for n in range(3)])
+    files = find_files(str(tmp_path))
+    about = dataset.assemble(dataset.structures_of(files), None, dataset.Rules(KEYS))[1]
+    assert (about.read, about.used) == (4, 3)
+    assert about.left_out == [
+        {"source": "job.o12#0", "reason": f"is of {program}, which is not read here; ASE may convert it to extended XYZ"}
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", ["notes on ORCA and * O   R   C   A * banners", "see .Version 9 of ABINIT", "print('BEGIN_CFG')"]
+)
+def test_notes_about_a_program_are_not_of_it(tmp_path, words):
+    (tmp_path / "notes.md").write_text(f"# Notes\nHere: {words}\n")
+    write(tmp_path / "good.xyz", strained())
+    assert [file.name for file in find_files(str(tmp_path))] == ["good.xyz"]
+
+
+@pytest.mark.parametrize("content", ["tables", "nothing", "text"])
+def test_a_file_that_is_no_database_of_ase_is_named_and_not_touched(tmp_path, content):
+    path = tmp_path / "tracking.db"
+    if content == "tables":
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE runs (id INTEGER)")
+            connection.commit()
+    else:
+        path.write_text("" if content == "nothing" else "no database at all\n" * 100)
+    before = path.read_bytes()
+    (reason,) = read(path)
+    assert isinstance(reason, str)
+    assert re.search("is no database of ASE|file is not a database", reason)
+    assert path.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["tracking.db"]
+
+
+@pytest.mark.parametrize("suffix", ["db", "json"])
+def test_a_database_is_converted_from_the_units_in_its_metadata(tmp_path, suffix):
+    """As SchNetPack writes them: Hartree and Bohr in, eV and Å out; a unit that is not known is refused."""
+    atoms = strained()
+    results = atoms.calc.results
+    with ase.db.connect(str(tmp_path / f"a.{suffix}")) as database:
+        in_bohr = Atoms(atoms.symbols, atoms.positions / Bohr, cell=atoms.cell.array / Bohr, pbc=True)
+        data = {"energy": [results["energy"] / Hartree], "forces": np.array(results["forces"]) * Bohr / Hartree}
+        database.write(in_bohr, data=data)
+        database.metadata = {
+            "_property_unit_dict": {"energy": "Hartree", "forces": "Hartree/Bohr"},
+            "_distance_unit": "Bohr",
+        }
+    (found,) = read(tmp_path / f"a.{suffix}")
+    np.testing.assert_allclose(found.positions, atoms.positions, atol=1e-9)
+    np.testing.assert_allclose(found.cell.array, atoms.cell.array, atol=1e-9)
+    energy, forces = labels_of(found)[:2]
+    assert energy == pytest.approx(results["energy"], abs=1e-9)
+    np.testing.assert_allclose(forces, results["forces"], atol=1e-9)
+    with ase.db.connect(str(tmp_path / f"a.{suffix}")) as database:
+        database.metadata = {"_property_unit_dict": {"energy": "parsec"}}
+    (found,) = read(tmp_path / f"a.{suffix}")
+    with pytest.raises(Broken, match="'energy' is in 'parsec'"):
+        labels(found, KEYS)
+
+
+def test_deepmd_of_one_frame_without_an_axis_for_it(tmp_path):
+    deepmd(tmp_path / "a", [strained()])
+    for path in (tmp_path / "a" / "set.000").iterdir():
+        np.save(path, np.load(path)[0])
+    (back,) = read(tmp_path)
+    same(back, strained())

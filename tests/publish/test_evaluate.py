@@ -48,6 +48,22 @@ def predicted(energies, forces, kinds):
     )
 
 
+def test_errors_of_each_label_by_hand():
+    """Of energies for each atom, of force components, of the six numbers of a stress where both it and its prediction are."""
+    many = predicted([0.1, -0.3], [0.2, 0.4], ["bulk", "bulk"])
+    stress, other = np.eye(3), np.eye(3) + 0.01 * np.array([[3.0, 0, 0], [0, 0, 0], [0, 0, 3.0]])
+    many = many.assign(**{dataset.STRESS: [stress, None], "stress_pred": [other, other]})
+    found = evaluate.errors(many)
+    assert (found["n_structures"], found["n_atoms"]) == (2, 4)
+    assert found["energy_mae"] == pytest.approx(0.2)
+    assert found["energy_rmse"] == pytest.approx(np.sqrt(0.05))
+    assert found["forces_mae"] == pytest.approx(0.3)
+    assert found["forces_rmse"] == pytest.approx(np.sqrt(0.1))
+    assert found["stress_mae"] == pytest.approx(0.01)
+    assert found["stress_rmse"] == pytest.approx(0.03 / np.sqrt(3))
+    assert not {"stress_mae", "stress_rmse"} & set(evaluate.errors(many.iloc[1:]))
+
+
 def test_what_has_most_of_the_errors_is_named():
     kinds = ["gas"] * 4 + ["bulk"] * 36
     even = predicted([0.01] * 40, [0.1] * 40, kinds)
