@@ -51,7 +51,7 @@ T = TypeVar("T")
 SEARCH_SHARE = 0.25  # of the time limit, that the search for the basis may take
 
 # The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE, PHYSICS = 4, 1, 1, 2, 4, 3, 2
+COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE, PHYSICS = 5, 1, 1, 2, 4, 3, 2
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
