@@ -42,11 +42,7 @@ LOWEST = 8  # structures of lowest energy in a round
 COMPRESSED_TO = tuple(round(0.35 + 0.05 * n, 2) for n in range(13))  # volumes of them, relative to the curve's
 VOLUMES = (0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0)  # of that of the curve
 SMALLEST, LARGEST = 0.35, 1.05  # the same, of what is compressed
-IN_CELL, IN_DYNAMICS, MOST_ATOMS = (
-    8,
-    24,
-    48,
-)  # atoms: of a random cell, of dynamics at least, of a structure of the data at most
+IN_CELL, MOST_ATOMS = 8, 48  # atoms: of a random cell (dynamics have twice as many), of a structure of the data at most
 RANDOM, COMPRESSED, DYNAMICS = 48, 24, 8  # trials of a round; of random cells as many for each volume and composition at least
 STRAIN, SHAKE = 0.1, 0.15  # largest entry of the strain; standard deviation of displacements over the shortest distance
 RELAXATION, LEAST = 640, 10  # steps of a relaxation times atoms; steps at least

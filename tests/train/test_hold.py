@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import Calculator
 from conftest import EXAMPLES, design_rows
 
 from mlip_pace import reference
@@ -113,6 +114,55 @@ def test_a_composition_that_eight_atoms_cannot_have_is_compressed_alone():
     hunted = hunt.Hunted(known, [atoms], {"Co-Cr": 2.2}, 0)
     assert hunted.compositions == []
     assert {trial.kind for trial in hunt.trials(hunted, 0)} == {"compressed", "volumes"}
+
+
+class Flat(Calculator):
+    """The same energy for every atom, anywhere, and no forces; keeps what it was asked for."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, energy):
+        super().__init__()
+        self.energy, self.asked = energy, []
+
+    def calculate(self, atoms=None, properties=(), system_changes=()):
+        self.asked.append(atoms.copy())
+        self.results = {"energy": self.energy * len(atoms), "forces": np.zeros((len(atoms), 3))}
+
+
+def test_trials_are_what_docs_physics_says():
+    """Where the trials of two rounds begin: number of atoms, volumes relative to that of the curve, shortest distances."""
+    crystal = bulk("Cu", cubic=True)
+    curve = ground.Curve(-3.5, crystal.cell.volume / 4, 0.9)
+    hunted = hunt.Hunted(ground.Ground([crystal], [curve]), [crystal.repeat((2, 1, 1))], {"Cu-Cu": 2.0}, 7)
+    begun = {}
+    for trial in (trial for number in range(4) for trial in hunt.trials(hunted, number)):
+        flat = Flat(-3.5 - hunt.DEEP - 10)  # so deep that the first look ends it
+        outcome = hunt.run(trial, hunted, flat)
+        if outcome is not None:
+            atoms = flat.asked[0]
+            relative = atoms.cell.volume / len(atoms) / curve.volume
+            begun.setdefault(trial.kind, []).append((atoms, relative, outcome))
+            assert outcome.volume == pytest.approx(relative)
+            assert len(outcome.frames) == 1
+            # 0.1 eV below the curve where it is not squeezed, and half of the curve's rise above that where it is
+            deep = 3.5 + hunt.DEEP + 10 - 3.5 - 0.1 + 0.5 * curve.above(relative * curve.volume)
+            assert outcome.depth == pytest.approx(deep, abs=1e-9)
+    volumes = {kind: [relative for _, relative, _ in several] for kind, several in begun.items()}
+    sizes = {kind: {len(atoms) for atoms, _, _ in several} for kind, several in begun.items()}
+    assert sizes == {"random": {8}, "compressed": {4, 8}, "dynamics": {16}, "volumes": {4}}
+    assert {round(v, 6) for v in volumes["volumes"]} == {round(0.05 * n, 6) for n in range(7, 20)}  # 0.35, 0.4, ..., 0.95
+    assert max(volumes["random"]) == pytest.approx(1.0)
+    assert all(0.35 - 1e-9 <= v <= 1.0 + 1e-9 for v in volumes["random"])
+    for kind in ("compressed", "dynamics"):
+        assert all(0.35 <= v <= 1.05 for v in volumes[kind])
+        assert max(volumes[kind]) - min(volumes[kind]) > 0.2
+    for atoms, _, _ in begun["random"] + begun["dynamics"]:
+        assert min(neighbours("d", atoms, 4.0)) >= 0.9 * 2.0
+    strains = [atoms.cell.array / np.cbrt(atoms.cell.volume) for atoms, _, _ in begun["compressed"] if len(atoms) == 4]
+    shears = [np.abs(one - np.diag(np.diag(one))).max() / one.max() for one in strains]
+    assert 0.02 < max(shears) < 0.15
+    assert {1000 <= outcome.temperature <= 5000 for _, _, outcome in begun["dynamics"]} == {True}
 
 
 def test_a_hole_that_was_put_in_is_found(target, fitted, tmp_path):

@@ -131,8 +131,21 @@ def test_variable_projection_lowers_the_loss_and_continues_where_it_stopped(tmp_
         assert rows[0] == rows[1]
         assert len(rows[0].splitlines()) == 5
     header, *_, last = (tmp_path / "through" / "metrics.txt").read_text().splitlines()
-    loss = dict(zip(header.split(), map(float, last.split()), strict=True))["loss"]
-    assert loss == pytest.approx(state.solution.loss, rel=1e-5)  # of the file that was written, against that of the solve
+    told = dict(zip(header.split(), map(float, last.split()), strict=True))
+    assert told["loss"] == pytest.approx(
+        state.solution.loss, rel=1e-5
+    )  # of the file that was written, against that of the solve
+    rows = design_rows(basis.BasisFile(tmp_path / "through" / state.potential), [one.atoms for one in structures])
+    gaps = [
+        (row[: len(one.target)] @ state.solution.coefficients - one.target) for row, one in zip(rows, structures, strict=True)
+    ]
+    counts = [len(one.atoms) for one in structures]
+    energies = np.array([gap[0] / count for gap, count in zip(gaps, counts, strict=True)])
+    forces = np.concatenate([gap[1 : 1 + 3 * count] for gap, count in zip(gaps, counts, strict=True)])
+    assert told["mae_epa"] == pytest.approx(np.abs(energies).mean(), rel=1e-3)
+    assert told["rmse_epa"] == pytest.approx(np.sqrt((energies**2).mean()), rel=1e-3)
+    assert told["mae_f_comp"] == pytest.approx(np.abs(forces).mean(), rel=1e-3)
+    assert told["rmse_f_comp"] == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-3)
 
 
 def test_more_regularisation_for_noisier_labels(target, potential):
