@@ -5,7 +5,7 @@
 # make bench  ourselves beside pacemaker (and ace-jax) on the silicon set; TRAIN=, TEST=, ARGS=
 # make lock   new hash locks from requirements/*.in
 # make image  the container for NVIDIA GPUs (image-cuda); make image-cpu: the one without
-# make compose  the example data in the container, result in the volume mlip-pace_out
+# make compose  the example data in the container, result in the volume <folder of the clone>_out
 # Python 3.12 or 3.11; a pyenv shim may be on the PATH without one behind it.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')

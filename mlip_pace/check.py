@@ -1,4 +1,7 @@
-"""What `mlip-pace check` says before a run: every refusal at once, and the plan. Writes no file."""
+"""What `mlip-pace check` says before a run: refusals of settings, then of files and device, then of data; and the plan.
+
+Writes no file. Whether a cluster answers, another run is at work, or the fit fails, only a run tells.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlip_pace import estimate, job, reference
+from mlip_pace import job, reference
 from mlip_pace.ace import basis, core
 from mlip_pace.ace.basis import Basis
 from mlip_pace.collect import dataset
@@ -16,26 +19,26 @@ from mlip_pace.collect.dataset import ATOMS, SPLIT
 from mlip_pace.collect.files import find_files
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import JobError
-from mlip_pace.job import Inputs
+from mlip_pace.inputs import Inputs, inputs_of
 from mlip_pace.publish import potential
 from mlip_pace.report import telling
 from mlip_pace.run import gpu
 from mlip_pace.run.log import Journal
 from mlip_pace.settings import Settings
-from mlip_pace.train import fit, search
+from mlip_pace.train import estimate, fit, search, weights
 from mlip_pace.train.override import load_override
 from mlip_pace.train.pacemaker import PacemakerRunner
 
 
 def check(settings: Settings, journal: Journal) -> dict[str, Any]:
-    """Refuse what `run_job` would refuse, all at once, and say what it would do. Writes no file.
+    """Refuse what `run_job` would refuse before it fits, and say what it would do. Writes no file.
 
     Returns the plan: counts, elements, E0, reference, functions, parameters, `seconds`, `left_out`, `warnings`; where
     pacemaker has a part in the fit also `batch_size`, `memory` (bytes) and its `input_yaml`.
     """
     settings = settings.of_member()
     _refuse(settings)
-    inputs = job.inputs_of(settings)
+    inputs = inputs_of(settings)
     if job.already_published(settings, inputs.stages()) is not None:
         journal.say(f"{settings.output.path} holds the potential of just these inputs: run would have nothing to do")
     in_vain = inputs.in_vain()
@@ -44,13 +47,15 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     test = None if inputs.test_files is None else dataset.structures_of(inputs.test_files)
     threads = job.threads(settings)
     frames, collected = dataset.assemble(dataset.structures_of(inputs.files), test, inputs.rules(), threads)
-    telling.say_collected(journal, collected)
+    telling.say_collected(journal, collected, "the last line of `mlip-pace check --json`")
     journal.enter("subtract")
     target, subtracted = reference.subtracted_from(frames, settings.reference, inputs.cutoff, threads)
     telling.say_subtracted(journal, subtracted)
     journal.enter("train")
     shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
     build, train = inputs.builder(collected.elements, shortest), target[target[SPLIT] == TRAIN]
+    weights.refuse_unknown(target, settings.training.weights)
+    weights.loss_weights(train, settings.training)
     first, wanted = inputs.basis_settings.first, search.wanted(inputs.basis_settings)
     built = build(*first)
     size = basis.size(built)
@@ -104,7 +109,8 @@ def _of_pacemaker(inputs: Inputs, built: Basis, target: Any, journal: Journal) -
     journal.say(f"about {memory['needed'] / 2**30:.1f} GB of {memory['available'] / 2**30:.1f} GB of memory for pacemaker")
     if memory["needed"] > memory["available"]:
         journal.warn("that is more than there is: lower MLIP_PACE_TRAINING_BATCH_SIZE or MLIP_PACE_BASIS_FUNCTIONS")
-    journal.say("pacemaker's input.yaml:\n" + text)
+    found = "" if training.kappa != "auto" else ", where `kappa: auto` is what cross-validation finds in the run"
+    journal.say(f"pacemaker's input.yaml{found}:\n" + text)
     return {"batch_size": batch, "memory": memory, "input_yaml": text}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlip_pace import __version__
-from mlip_pace.errors import JobError, OutOfMemoryError, OutputError, SettingsError, StorageError, ToolError
+from mlip_pace.errors import DataError, JobError, OutOfMemoryError, OutputError, SettingsError, StorageError, ToolError
 from mlip_pace.run import stopping
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def _job(given: argparse.Namespace) -> int:
         journal.close(error.code, error.reason, error.message, error.hint, error.resumable)
 
     stopping.watch(give_up)
+    from mlip_pace import sources
     from mlip_pace.run.log import Journal
 
-    style = "json" if given.command == "check" and given.json else os.environ.get("MLIP_PACE_RUN_LOG_FORMAT", "auto")
-    journal = Journal(style if style in ("text", "json") else "auto")  # type: ignore[arg-type]
+    journal = Journal("json" if given.command == "check" and given.json else sources.log_format())
     more: dict[str, Any] = {}
     try:
         if given.command == "predict":
@@ -96,8 +96,6 @@ def _job(given: argparse.Namespace) -> int:
             more["summary"] = vars(summary)  # is in the last line whatever is raised
             _collect(given, journal, summary)
         else:
-            from mlip_pace import sources
-
             loaded = sources.load()
             from mlip_pace import check, job
 
@@ -114,6 +112,8 @@ def _job(given: argparse.Namespace) -> int:
         stopping.hold()
         error = as_job_error(raised)
         code, reason, message, hint, resumable = error.code, error.reason, error.message, error.hint, error.resumable
+        if isinstance(error, DataError) and error.left_out and "summary" not in more:
+            more["left_out"] = error.left_out
         journal.end_progress()
         journal.say("\n".join(text for text in (error.detail, message, hint) if text), "error")
         if isinstance(error, _Unforeseen):
@@ -222,7 +222,10 @@ def as_job_error(error: Exception) -> JobError:
         return error
     if isinstance(error, MemoryError):
         said = f": {error}" if str(error) else ""
-        return OutOfMemoryError(f"out of memory{said}", "give it more memory, or fewer MLIP_PACE_RUN_THREADS")
+        return OutOfMemoryError(
+            f"out of memory{said}",
+            "give it more memory, or fewer MLIP_PACE_RUN_THREADS (predict and suggest: fewer CPUs, by taskset)",
+        )
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):

@@ -25,7 +25,13 @@ class SettingsError(JobError):
 
 
 class DataError(JobError):
+    """`left_out` are all structures that were, each with `source` and `reason`."""
+
     code, reason = 65, "data"
+
+    def __init__(self, message: str, hint: str = "", left_out: list[dict[str, str]] | None = None) -> None:
+        super().__init__(message, hint)
+        self.left_out = left_out or []
 
 
 class NoInputError(JobError):

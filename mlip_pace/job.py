@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,12 +22,11 @@ from ase import Atoms
 from filelock import FileLock, Timeout
 
 from mlip_pace import reference, selection
-from mlip_pace.ace import basis, core
-from mlip_pace.ace.basis import Basis, BasisFile, Section
+from mlip_pace.ace import core
 from mlip_pace.collect import columns, dataset
 from mlip_pace.collect.dataset import Collected
-from mlip_pace.collect.files import InputFile, digests_of, find_files
-from mlip_pace.errors import BusyError, GateError, OtherResultError, SettingsError, TimeLimitError, WorthlessError
+from mlip_pace.errors import BusyError, GateError, OtherResultError, TimeLimitError, WorthlessError
+from mlip_pace.inputs import Stages, inputs_of
 from mlip_pace.physics import measure
 from mlip_pace.publish import evaluate, potential, sidecar
 from mlip_pace.publish.committee import Asked
@@ -37,21 +36,17 @@ from mlip_pace.report import drawn, telling
 from mlip_pace.run import child, gpu, limits
 from mlip_pace.run.compute import Compute, cluster_of, end_of_share
 from mlip_pace.run.log import Journal
-from mlip_pace.run.steps import Stage, identity, leads_to, once, plan, sha256
+from mlip_pace.run.steps import Stage, identity, leads_to, once
 from mlip_pace.selection import Selected
-from mlip_pace.settings import BasisSettings, Settings
+from mlip_pace.settings import Settings
 from mlip_pace.sources import load
 from mlip_pace.train import fit, search
 from mlip_pace.train.fit import Trained
-from mlip_pace.train.override import load_override, merged
-from mlip_pace.train.search import Build, Searched
+from mlip_pace.train.search import Searched
 
 T = TypeVar("T")
 
 SEARCH_SHARE = 0.25  # of the time limit, that the search for the basis may take
-
-# The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE, PHYSICS = 5, 1, 1, 2, 4, 3, 2
 
 
 def run_job(settings: Settings, journal: Journal) -> Potential:
@@ -65,11 +60,11 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         journal.say(f"uid {os.getuid()}, {threads(settings)} threads, {limits.memory() / 2**30:.1f} GB of memory")
         gpu.refuse_missing(settings.run.device)
         inputs = inputs_of(settings)
+        telling.say_warnings(journal, inputs.in_vain())
         stages = inputs.stages()
         if (published := already_published(settings, stages)) is not None:
             journal.say(f"already published: {published.path}")
             return _within_gate(published)
-        telling.say_warnings(journal, inputs.in_vain())
         cluster = beyond.enter_context(cluster_of(settings.run.scheduler, output, [file.path for file in inputs.files],
                                                   journal.say, begin + (settings.run.time_limit or math.inf)))  # fmt: skip
         compute = Compute(
@@ -164,7 +159,8 @@ def learn(
     overwrite
         Whether the result of other inputs, if the output path holds one, is to be replaced; it is then kept aside.
     **groups
-        Settings by group, as in `basis={"functions": 100}, training={"max_epochs": 50}`; environment variables count as well.
+        Settings by group, as in `basis={"functions": 100}, training={"max_epochs": 50}`; environment variables count as well,
+        those of RUN_LOG_FORMAT and OUTPUT_PATH excepted.
 
     Returns
     -------
@@ -190,143 +186,6 @@ def learn(
             return run_job(load(**groups), journal)
         finally:
             journal.end_progress()
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The stages of a job, in their order."""
-
-    collect: Stage
-    subtract: Stage
-    basis: Stage
-    select: Stage
-    train: Stage
-    evaluate: Stage
-    physics: Stage
-
-    def ending(self, evaluate: Stage) -> list[Stage]:
-        return [self.collect, self.subtract, self.basis, self.select, self.train, evaluate]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The settings of a job, and the files that they name."""
-
-    settings: Settings
-    files: list[InputFile]
-    test_files: list[InputFile] | None
-    digests: dict[str, str]  # SHA-256 by name
-    override: dict[str, Any]  # of pacemaker's input.yaml
-    start: BasisFile | None  # to go on from
-
-    @property
-    def basis_settings(self) -> BasisSettings:
-        """Those of the settings, with nothing left to find where there is a file to go on from."""
-        settings = self.settings.basis
-        if self.start is None:
-            return settings
-        known = {"cutoff": basis.cutoff_of(self.start), "functions": max(basis.size(self.start).functions.values())}
-        return settings.model_copy(update=known)
-
-    @property
-    def cutoff(self) -> float:
-        """The shortest that the potential may come to have, Å."""
-        return self.basis_settings.cutoffs[0]
-
-    def rules(self) -> dataset.Rules:
-        settings = self.settings
-        return dataset.Rules(settings.data, settings.basis.elements, self.basis_settings.cutoffs, settings.training.seed)
-
-    def builder(self, elements: list[str], shortest: dict[str, float]) -> Build:
-        """What makes the basis of a cutoff and a number of functions: that of the file to go on from, or of the settings, with
-        the user's override. It raises `DataError`, `SettingsError`.
-        """
-        return partial(self._basis, elements, shortest)
-
-    def _basis(self, elements: list[str], shortest: dict[str, float], cutoff: float, functions: int) -> Basis:
-        over = self.override.get("potential", {})
-        if self.start is not None:
-            if over:
-                raise SettingsError(
-                    "MLIP_PACE_TRAINING_OVERRIDE: `potential` has no effect beside a file in MLIP_PACE_TRAINING_START",
-                    "leave one of them out",
-                )
-            built: Basis = self.start
-        else:
-            settings = self.settings.basis.model_copy(update={"cutoff": cutoff, "functions": functions})
-            built = Section(merged(basis.section(settings, elements, shortest).content, over))
-        basis.refuse_unusable(built, elements)
-        return built
-
-    def stages(self) -> Stages:
-        """What each stage depends on: its own settings, its files, the stages before it."""
-        settings, work = self.settings, self.settings.output.path / "work"
-        groups = ("data", "reference", "basis", "training", "probe", "evaluate")
-        group = {name: getattr(settings, name).model_dump(mode="json") for name in groups}
-        for name in ("path", "test_path"):
-            del group["data"][name]  # the files count, not where they are
-        common = {
-            "elements": settings.basis.elements,
-            "cutoffs": self.basis_settings.cutoffs,
-            "seed": settings.training.seed,
-            "start": sha256(self.start.path) if self.start else None,
-        }
-        training = {name: value for name, value in group["training"].items() if name not in ("override", "max_epochs")}
-        override = self.override if self.needs_pacemaker else {}
-        if not self.needs_pacemaker:
-            training = {name: value for name, value in training.items() if name not in fit.FOR_PACEMAKER}
-        collect = plan(work, "1-collect", COLLECT, {**group["data"], **common}, files=self.digests)
-        subtract = plan(work, "2-subtract", SUBTRACT, group["reference"], collect)
-        of_search = {**group["basis"], "override": self.override.get("potential")}
-        if search.wanted(self.basis_settings):
-            of_search |= {name: training[name] for name in ("kappa", "weighting", "weights")}
-        found = plan(work, "3-basis", BASIS, of_search, subtract)
-        of_choice, refined = settings.selection.model_dump(mode="json"), int(settings.training.max_epochs > 0)
-        select = plan(work, "4-select", SELECT, of_choice, found, reach=refined)
-        of_fit = {**training, "override": override, "probe": group["probe"]}
-        train = plan(work, "5-train", TRAIN, of_fit, select, reach=settings.training.max_epochs)
-        score = plan(work, "6-evaluate", EVALUATE, {**group["evaluate"], "committee": settings.output.committee}, train)
-        # Of the same potential other properties are no other result: what there is goes on to them.
-        physics = plan(work, "7-physics", PHYSICS, {"names": settings.physics.names, "share": settings.physics.share}, score)
-        physics = replace(physics, lineage=score.lineage)
-        return Stages(collect, subtract, found, select, train, score, physics)
-
-    def described(self) -> list[dict[str, str]]:
-        """Name, format and SHA-256 of each file."""
-        formats = {file.name: file.format for file in self.files}
-        formats |= {f"test:{file.name}": file.format for file in self.test_files or []}
-        other = "in place of the one before"
-        return [{"name": n, "format": formats.get(n, other), "sha256": digest} for n, digest in self.digests.items()]
-
-    @property
-    def needs_pacemaker(self) -> bool:
-        """Whether pacemaker's optimizers have a part in the fit."""
-        return fit.needs_pacemaker(self.settings.training, self.start is not None)
-
-    def in_vain(self) -> list[str]:
-        """What was set and has no effect, in words."""
-        given = {name for name, origin in self.settings.origins.items() if origin != "default"}
-        if self.needs_pacemaker:
-            return []
-        names = [f"MLIP_PACE_TRAINING_{name.upper()}" for name in fit.FOR_PACEMAKER if f"TRAINING_{name.upper()}" in given]
-        names += ["MLIP_PACE_RUN_GPU_MEMORY"] * ("RUN_GPU_MEMORY" in given)
-        names += [f"`{section}` of MLIP_PACE_TRAINING_OVERRIDE" for section in self.override if section != "potential"]
-        names += ["MLIP_PACE_RUN_DEVICE=gpu"] * (self.settings.run.device == "gpu")
-        if not names:
-            return []
-        return [
-            f"{', '.join(names)}: no effect, it is for pacemaker's optimizers, and this fit is by least squares and variable "
-            "projection on the CPU (MLIP_PACE_TRAINING_OPTIMIZER=BFGS would use pacemaker)"
-        ]
-
-
-def inputs_of(settings: Settings) -> Inputs:
-    """Find and read what the settings name. Raises `NoInputError`, `SettingsError`."""
-    files = find_files(settings.data.path)
-    test_files = None if settings.data.test_path is None else find_files(settings.data.test_path)
-    digests = digests_of(files) | {f"test:{name}": digest for name, digest in digests_of(test_files or []).items()}
-    override, start = load_override(settings.training.override), basis.to_start_from(settings.training.start)
-    return Inputs(settings, files, test_files, digests, override, start)
 
 
 def _only_run(output: Path) -> FileLock:

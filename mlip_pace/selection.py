@@ -266,11 +266,11 @@ def _number(
     if asked is not None:
         return min(asked, count), f"{asked} were asked for"
     if iterations == 0:
-        return count, "least squares alone take all structures; a choice would save no time"
+        return count, "without iterations a choice would save no time"
     number = enough(structures, coefficients)
     if number == count:
         return count, f"so many are needed for {coefficients} coefficients"
-    return number, f"enough for {coefficients} coefficients; the function coefficients are fitted to all in the end"
+    return number, f"enough for {coefficients} coefficients"
 
 
 def select(

@@ -206,7 +206,7 @@ class TrainingSettings(Group):
     """How the fit goes: weights of the loss, start, optimizer, iterations, seed."""
 
     kappa: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = setting(
-        0.01, "weight of forces (eV/Å) against energies (eV/atom); `auto`: from their variances"
+        0.01, "weight of forces (eV/Å) against energies (eV/atom); `auto`: by cross-validation"
     )
     start: str = setting(
         "auto", "`linear`: least squares; `zero`; a B-basis `.yaml` to refine; auto: linear, but zero with a ladder"
@@ -230,7 +230,9 @@ class TrainingSettings(Group):
     )
     display_step: int = setting(20, "iterations of pacemaker's optimizers between looks at the test set", ge=1)
     seed: int = setting(42, "seed of the split into train and test, of variable projection and of pacemaker", ge=0, lt=2**32)
-    override: Path | None = setting(None, "YAML file that is merged into pacemaker's input.yaml")
+    override: Path | None = setting(
+        None, "YAML file that is merged into pacemaker's input.yaml; its `potential` counts for any fit"
+    )
 
     @field_validator("max_epochs")
     @classmethod
@@ -244,7 +246,12 @@ class ProbeSettings(Group):
     """The search for holes: structures unlike the data whose energies cannot be."""
 
     rounds: int = setting(8, "of the search for holes after the fit, at most; until two of them find nothing; 0: none", ge=0)
-    share: float = setting(0.2, "of the time of the fit, that the search may take; a minute in any case", gt=0, le=1)
+    share: float = setting(
+        0.2,
+        "of the time of the fit, that the search may take; a minute in any case, of a time limit never more than this",
+        gt=0,
+        le=1,
+    )
 
 
 class PhysicsSettings(Group):
@@ -253,7 +260,12 @@ class PhysicsSettings(Group):
     properties: Properties = setting(
         "all", f"of the crystals of the data, that are computed for the report: {', '.join(PROPERTIES)}; or all, or none"
     )
-    share: float = setting(0.2, "of the time of the job, that they may take; half a minute in any case", gt=0, le=1)
+    share: float = setting(
+        0.2,
+        "of the time of the job, that they may take; half a minute in any case, of a time limit never more than this",
+        gt=0,
+        le=1,
+    )
 
     @property
     def names(self) -> list[str]:
@@ -278,7 +290,8 @@ class RunSettings(Group):
     device: Literal["auto", "cpu", "gpu"] = setting("auto", "where pacemaker computes; all else is for the CPU")
     gpu_memory: Literal["grow", "all"] = setting("grow", "pacemaker takes GPU memory as needed, or all at the start")
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = setting(
-        "auto", "threads of pacemaker, worker processes of all else; auto: what CPU affinity, cgroup and SLURM leave"
+        "auto",
+        "threads of pacemaker, processes of all else (predict, suggest: always auto); auto: what affinity, cgroup, SLURM leave",
     )
     member: Literal["auto"] | Annotated[int, Field(ge=0)] | None = setting(
         None, "of an ensemble: its number is added to SEED, its output goes to `member-N`; `auto`: that of the array job"
@@ -318,11 +331,10 @@ class Settings(BaseModel):
             member = int(given[0])
         if member is None:
             return self
-        split_by_seed = self.data.test_path is None and self.data.test_fraction > 0
-        if self.training.max_epochs == 0 and not split_by_seed:
+        if self.data.test_path is not None or self.data.test_fraction == 0:
             raise SettingsError(
-                "MLIP_PACE_RUN_MEMBER: without iterations and without a test set drawn by the seed all members are the same",
-                "MLIP_PACE_TRAINING_MAX_EPOCHS above 0, or MLIP_PACE_DATA_TEST_FRACTION without a TEST_PATH, makes them differ",
+                "MLIP_PACE_RUN_MEMBER: members differ by the test set that the seed draws; without it they are nearly the same",
+                "give MLIP_PACE_DATA_TEST_FRACTION without a TEST_PATH, or have MLIP_PACE_OUTPUT_COMMITTEE drawn from one fit",
             )
         training = self.training.model_copy(update={"seed": self.training.seed + int(member)})
         output = self.output.model_copy(update={"path": self.output.path / f"member-{member}"})

@@ -109,6 +109,12 @@ class _Given:
         return values, origins
 
 
+def log_format(environ: Mapping[str, str] = os.environ) -> str:
+    """MLIP_PACE_RUN_LOG_FORMAT before anything is checked, since complaints are logged too; `auto` if it is none."""
+    given = str(_Given(environ).values("run", GROUPS["run"])[0].get("log_format", "auto"))
+    return given if given in ("text", "json") else "auto"
+
+
 def load(environ: Mapping[str, str] | None = None, **given: Mapping[str, Any]) -> Settings:
     """Settings from the environment, overridden by keyword groups (`basis={"functions": 100}`), as `learn` takes them.
 

@@ -28,7 +28,7 @@ SLOW_FIXTURES = {"trained", "demo", "sidecar", "image", "engine", "desk", "fitte
 SLOW_FILES = (
     "tests/container/",
     "tests/test_job.py",
-    "tests/test_estimate.py",
+    "tests/train/test_estimate.py",
     "tests/test_howto.py",
     "tests/test_readme.py",
     "tests/train/test_",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.units import GPa
@@ -310,7 +311,11 @@ def test_settings_without_effect_are_named_and_change_nothing(tmp_path):
     assert all(f"MLIP_PACE_TRAINING_{name}" in said for name in ("L1", "BATCH_SIZE", "DISPLAY_STEP"))
     assert "MAX_EPOCHS" not in said
     assert any("run would have nothing to do" in e["message"] for e in events)
-    assert mlip_pace(tmp_path, **ours, TRAINING_L1=1e-6)[0] == 0  # not 78
+    code, events, _ = mlip_pace(tmp_path, **ours, TRAINING_L1=1e-6, REFERENCE_EPSILON=0.2)
+    assert code == 0  # not 78
+    said = [e["message"] for e in events if e.get("level") == "warning" and "no effect" in e["message"]]
+    assert [one.split(":")[0] for one in said] == ["MLIP_PACE_REFERENCE_EPSILON", "MLIP_PACE_TRAINING_L1"]
+    assert any("already published" in e["message"] for e in events)
     metadata = Potential.load(tmp_path / "potential.json").metadata
     assert "batch_size" not in metadata["training"]
     assert metadata["training"]["device"] == "cpu"
@@ -334,6 +339,42 @@ def test_more_iterations_go_on_from_where_fewer_ended(tmp_path, optimizer):
     else:
         assert len(second.metadata["training"]["attempts"]) == 2
     assert mlip_pace(tmp_path / "two", **settings, TRAINING_MAX_EPOCHS=1)[0] == 78  # fewer are another result
+
+
+def test_a_file_alone_is_taken_as_it_is(tmp_path, trained):
+    """Without iterations nothing is fitted, nor pacemaker started; the settings of a basis have no say, and are named."""
+    given = {"TRAINING_START": trained / "potential.yaml", "TRAINING_MAX_EPOCHS": 0, "TRAINING_OPTIMIZER": None}
+    code, events, _ = mlip_pace(tmp_path, command="check", **given)
+    assert code == 0
+    assert not any("pacemaker" in e["message"] for e in events if e.get("level") != "warning")
+    assert mlip_pace(tmp_path, **given)[0] == 0
+    metadata = Potential.load(tmp_path / "potential.json").metadata
+    assert (metadata["training"]["attempts"], metadata["training"]["iterations"]) == ([], 0)
+    assert metadata["uncertainty"] == {"absent": "nothing was fitted: the potential is the file that it started from"}
+    assert metadata["errors"]["test"] == pytest.approx(Potential.load(trained / "potential.json").metadata["errors"]["test"])
+    code, events, _ = mlip_pace(tmp_path, **{**given, "BASIS_FUNCTIONS": 77})
+    assert code == 0  # not 78
+    assert any("MLIP_PACE_BASIS_FUNCTIONS" in e["message"] and "no effect" in e["message"] for e in events)
+
+
+def test_every_structure_that_is_left_out_is_named_where_data_are_refused(tmp_path):
+    """However many reasons there are; by `run` and by `check`."""
+    (tmp_path / "data").mkdir()
+    for n in range(15):  # each with a reason of its own
+        atoms = Atoms("H2", [(0, 0, 0), (0, 0, 0.01 * (n + 1))], cell=[9, 9, 9], pbc=True)
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((2, 3)))
+        write(tmp_path / "data" / f"{n}.xyz", atoms, format="extxyz")
+    for command in ("check", "run"):
+        code, _, last = mlip_pace(tmp_path / "out", tmp_path / "data", command=command)
+        assert code == 65
+        assert sorted(item["source"] for item in last["left_out"]) == sorted(f"{n}.xyz#0" for n in range(15))
+        assert all(item["reason"] for item in last["left_out"])
+
+
+def test_check_refuses_weights_that_run_would(tmp_path):
+    for weights, code in (("no such type:10", 64), ("volume:0,rattled:0,short:0,surface:0,vacancy:0", 65)):
+        for command in ("check", "run"):
+            assert mlip_pace(tmp_path / "out", command=command, TRAINING_WEIGHTS=weights)[0] == code
 
 
 def test_check_writes_nothing(tmp_path):

@@ -17,8 +17,8 @@ FLOORS = [
     {"publish"},
     {"physics"},
     {"report"},
+    {"inputs"},
     {"job"},
-    {"estimate"},
     {"check"},
     {"cli"},
 ]

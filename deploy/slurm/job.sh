@@ -7,7 +7,7 @@
 #SBATCH --signal=USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# On a GPU: sbatch --gres=gpu:1 deploy/slurm/job.sh
+# On a GPU, with pacemaker's BFGS (the default fit is on the CPU): sbatch --gres=gpu:1 deploy/slurm/job.sh
 set -u
 
 image=${IMAGE:-mlip-pace.sif}
@@ -24,7 +24,7 @@ done
 settings=()
 [ -f mlip-pace.env ] && settings+=(--env-file mlip-pace.env)
 gpu=()
-[ -n "${SLURM_JOB_GPUS:-}" ] && gpu+=(--nv --env MLIP_PACE_RUN_DEVICE=gpu)
+[ -n "${SLURM_JOB_GPUS:-}" ] && gpu+=(--nv --env MLIP_PACE_RUN_DEVICE=gpu --env MLIP_PACE_TRAINING_OPTIMIZER=BFGS)
 
 srun --ntasks=1 apptainer run --containall "${gpu[@]}" "${settings[@]}" "${limits[@]}" \
   --bind "$data:/data:ro" --bind "$out:/out" "$image"

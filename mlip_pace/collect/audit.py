@@ -68,7 +68,8 @@ class Audit:
         for item in self.left_out:
             sources.setdefault(item["reason"], []).append(item["source"])
         told = [f"\n  {of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {why}" for why, of in sources.items()]
-        return "".join(told[:10]) + (f"\n  … and {len(told) - 10} other reasons" if len(told) > 10 else "")
+        more = f"\n  … and {len(told) - 10} other reasons; the last line has all (`left_out`)" if len(told) > 10 else ""
+        return "".join(told[:10]) + more
 
 
 class Checked(NamedTuple):

@@ -270,7 +270,7 @@ def assemble(
     frame, isolated = without_isolated(found.frame(), rules.cutoff, audit)
     leave_out_isolated(isolated, audit)
     if frame.empty:
-        raise DataError("no structure is left to train on" + audit.reasons(), "see the reasons above")
+        raise DataError("no structure is left to train on" + audit.reasons(), "see the reasons above", audit.left_out)
     frame = frame.fillna({column: 1.0 for column in LABEL_WEIGHTS if column in frame})
     if frame[STRESS].isna().all():
         frame = frame.drop(columns=STRESS)
@@ -339,6 +339,7 @@ def refuse_bad_data(audit: Audit, data: DataSettings, limit: float) -> None:
         raise DataError(
             f"{audit.rejected} of {audit.read} structures cannot be used" + audit.reasons(),
             f"mend or remove them; MLIP_PACE_DATA_MAX_REJECTED={limit:g} is the fraction that may be left out",
+            audit.left_out,
         )
     named = data.stress_key not in ("auto", "none")
     if named and audit.keys and not any(f"stress={data.stress_key}" in keys.split() for keys in audit.keys):
@@ -356,6 +357,7 @@ def _refuse_too_little(frame: pd.DataFrame, elements: Sequence[str] | None, audi
         raise DataError(
             f"{len(train)} structure to train on; a fit needs at least 2, better some dozens" + audit.reasons(),
             "add structures, or set MLIP_PACE_DATA_TEST_FRACTION=0",
+            audit.left_out,
         )
     for missing in sorted((tested | set(elements or [])) - trained):
         where = next((frame[SOURCE][n] for n, a in frame[ATOMS].items() if missing in a.symbols), "MLIP_PACE_BASIS_ELEMENTS")

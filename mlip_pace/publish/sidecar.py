@@ -86,6 +86,8 @@ def uncertainty(made: Made) -> dict[str, Any]:
         return {"calibration": asdict(made.trained.uncertainty), "coverage": made.scores.coverage}
     if made.trained.attempts:
         return {"absent": "pacemaker's optimizers give no covariance of their coefficients"}
+    if not made.trained.linear_start:
+        return {"absent": "nothing was fitted: the potential is the file that it started from"}
     return {"absent": "there are fewer than three groups of structures that could be held out"}
 
 

@@ -18,7 +18,8 @@ def say_warnings(journal: Journal, warnings: Sequence[str]) -> None:
         journal.warn(warning)
 
 
-def say_collected(journal: Journal, collected: Collected) -> None:
+def say_collected(journal: Journal, collected: Collected, whole: str = "potential.json, dataset.left_out") -> None:
+    """The data; of what was left out the first, and that all is in `whole`."""
     say_warnings(journal, collected.warnings)
     journal.say(
         f"{collected.read} structures read, {collected.train} to train on, {collected.test} to test, "
@@ -31,7 +32,7 @@ def say_collected(journal: Journal, collected: Collected) -> None:
     for item in collected.left_out[:20]:
         journal.say(f"left out: {item['source']}: {item['reason']}")
     if len(collected.left_out) > 20:
-        journal.say(f"… and {len(collected.left_out) - 20} more; all are in potential.json, dataset.left_out")
+        journal.say(f"… and {len(collected.left_out) - 20} more; all are in {whole}")
 
 
 def say_subtracted(journal: Journal, subtracted: Subtracted) -> None:

@@ -57,7 +57,8 @@ def verdict(metadata: dict[str, Any], frame: pd.DataFrame) -> str:
 
 def advice(metadata: dict[str, Any]) -> list[str]:
     """What to mind and what to do next, most important first."""
-    errors, found = metadata["errors"], []
+    errors, worthless = metadata["errors"], metadata["worse_than_nothing"]
+    found = [f"Worse than no fit, do not use it: {said}." for said in worthless]
     if not metadata["complete"]:
         found.append("The time limit came before the end of the fit: the same command again goes on from here.")
     found += [f"The quality gate was missed: {missed}." for missed in metadata["quality_gate_missed"]]
@@ -84,4 +85,4 @@ def advice(metadata: dict[str, Any]) -> list[str]:
             found.append(f"The test energies are worst for “{worst}”: {1e3 * by_type[worst]['energy_rmse']:.1f} meV/atom.")
     if metadata["reference"]["requires_overlay"]:
         found.append("Use it with its reference potential: include potential.lammps in LAMMPS, load_calculator in ASE.")
-    return found + [f"Warning of the job: {warning}" for warning in metadata["warnings"]]
+    return found + [f"Warning of the job: {warning}" for warning in metadata["warnings"] if warning not in worthless]

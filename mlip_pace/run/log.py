@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -26,7 +26,7 @@ STAGES = ("collect", "subtract", "basis", "select", "train", "evaluate", "physic
 class Journal:
     """Writes events as text or JSON lines; on a terminal a job has a live display below. `close` must be called."""
 
-    def __init__(self, style: Literal["auto", "text", "json"] = "auto") -> None:
+    def __init__(self, style: str = "auto") -> None:
         terminal = sys.stdout.isatty()
         self.text = style == "text" or (style == "auto" and terminal)
         self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False, markup=False) if self.text else None

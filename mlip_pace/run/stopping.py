@@ -72,4 +72,4 @@ def _exit_in_time(reader: int, give_up: Callable[[SignalError], None]) -> None:
     try:
         give_up(error)
     finally:
-        os._exit(error.code)  # our children end with us (process.py)
+        os._exit(error.code)  # our children end with us (child.py)

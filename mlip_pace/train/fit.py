@@ -107,8 +107,7 @@ def starts_linear(training: TrainingSettings, from_file: bool) -> bool:
 
 def needs_pacemaker(training: TrainingSettings, from_file: bool) -> bool:
     """Whether pacemaker's optimizers have a part in the fit, or least squares and our own refinement are all of it."""
-    ours = training.optimizer == "auto" or training.max_epochs == 0
-    return not (starts_linear(training, from_file) and ours)
+    return training.max_epochs > 0 and not (starts_linear(training, from_file) and training.optimizer == "auto")
 
 
 def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str, Any], compute: Compute) -> Trained:
@@ -124,6 +123,8 @@ def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str
         ours = not needs_pacemaker(training, from_file)
         fitted, of_fit = _least_squares(folder, task, training, kappa, compute, search, refined=ours)
         start = fitted.potential
+    elif isinstance(task.basis, BasisFile):
+        fitted = Fit(task.basis.path, 0, None, DONE)
     if needs_pacemaker(training, from_file):
         runner = PacemakerRunner(folder, task.basis, training, override, compute)
         fitted = runner.train(train, test, start)
@@ -136,7 +137,7 @@ def fit(folder: Path, task: Task, training: TrainingSettings, override: dict[str
     else:
         fitted = replace(fitted, potential=shutil.copyfile(fitted.potential, folder / "potential.yaml"))
     cores = core.settle(fitted.potential, task.reference, task.shortest)
-    if "attempts" in of_fit and task.probe.rounds:
+    if "held" not in of_fit and task.probe.rounds:
         of_fit["held"] = hold.look(folder, fitted.potential, search)
     convert(fitted.potential, folder / "potential.yace", task.e0)
     return Trained(

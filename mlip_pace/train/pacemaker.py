@@ -20,7 +20,8 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from mlip_pace import selection
-from mlip_pace.ace.basis import Basis, BasisFile, Section
+from mlip_pace.ace import basis as ace_basis
+from mlip_pace.ace.basis import Basis, BasisFile
 from mlip_pace.collect.dataset import ATOMS, NAME, SOURCE, WEIGHT, save_frame
 from mlip_pace.errors import DivergedError, JobError, OutOfMemoryError, TimeLimitError, ToolError
 from mlip_pace.run import child, limits
@@ -33,7 +34,7 @@ from mlip_pace.train.override import merged
 from mlip_pace.train.weights import loss_weights
 
 TEMPLATES = templates("train")
-# Atoms in a batch that keep both cores of a small machine busy without much memory (measured: docs/design.md).
+# Atoms in a batch: enough to keep some cores busy, and memory is small (docs/design.md).
 ATOMS_IN_BATCH = 2000
 # Memory of pacemaker without a batch, and what a function and an atom of a batch (at 300 functions) add: docs/design.md.
 TRAINER_BYTES, BYTES_PER_FUNCTION, BYTES_PER_ATOM = 800 * 2**20, 200 * 2**10, 400 * 2**10
@@ -96,10 +97,8 @@ class PacemakerRunner:
 
     @property
     def functions(self) -> int:
-        """Of an element, as far as memory goes; a file may have any number."""
-        if isinstance(self.basis, Section):
-            return int(self.basis.content["functions"]["number_of_functions_per_element"])
-        return 1000
+        """Of the element that has most."""
+        return max(ace_basis.size(self.basis).functions.values())
 
     def select_active_set(self, train: pd.DataFrame, most: int | None = None) -> Path:
         """Choose the structures worth training on (`selection.py`).

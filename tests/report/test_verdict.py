@@ -32,7 +32,8 @@ def of(energy=0.001, forces=0.01, n=50):
 def metadata(**changes):
     """A run that nothing is to be said about."""
     quiet = {
-        "complete": True, "quality_gate_missed": [], "warnings": [], "reference": {"requires_overlay": False},
+        "complete": True, "quality_gate_missed": [], "warnings": [], "worse_than_nothing": [],
+        "reference": {"requires_overlay": False},
         "errors": {"train": of(), "test": of()}, "errors_by_config_type": {"train": {"a": of()}, "test": {"a": of()}},
     }  # fmt: skip
     return quiet | changes
@@ -105,6 +106,7 @@ def test_a_quiet_run_needs_no_advice():
 
 # What is said, and the change of a quiet run that it is for.
 NEEDED = {
+    "Worse than no fit, do not use it: too bad": {"worse_than_nothing": ["too bad"], "warnings": ["too bad"]},
     "time limit": {"complete": False},
     "quality gate was missed: energy RMSE": {"quality_gate_missed": ["energy RMSE 0.1 eV/atom on the test set is above 0.01"]},
     "Nothing was held out": {"errors": {"train": of()}},
@@ -140,11 +142,24 @@ def test_no_advice_is_given_without_need(changes):
 
 def test_the_most_important_comes_first_and_none_is_lost():
     bad = {
-        "complete": False, "quality_gate_missed": ["one", "two"], "warnings": ["first", "second"],
+        "complete": False, "quality_gate_missed": ["one", "two"], "warnings": ["first", "useless", "second"],
+        "worse_than_nothing": ["useless"],
         "reference": {"requires_overlay": True}, "errors": {"train": of(0.001, 0.01), "test": of(0.01, 0.1, 3)},
         "errors_by_config_type": {"test": {"a": of(0.0001), "b": of(0.02)}},
     }  # fmt: skip
-    order = ["time limit", "one", "two", "only 3", "energy error", "force error", "“b”", "reference", "first", "second"]
+    order = [
+        "useless",
+        "time limit",
+        "one",
+        "two",
+        "only 3",
+        "energy error",
+        "force error",
+        "“b”",
+        "reference",
+        "first",
+        "second",
+    ]
     found = verdict.advice(metadata(**bad))
     assert len(found) == len(order)
     assert all(word in line for word, line in zip(order, found, strict=True))

@@ -1,4 +1,4 @@
-"""How long a job will take and how much memory, before it starts: from a second of the real computation on some of the data.
+"""How long a job will take and how much memory, before it starts: from half a second of it on some of the data.
 
 Rows of the linear start and the building of the basis are timed here. TensorFlow is not started: what follows is put at so many
 times these. Good to a factor of two or so.

@@ -12,14 +12,14 @@ from conftest import EXAMPLES, environment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_pace import estimate, reference
+from mlip_pace import reference
 from mlip_pace.ace import basis
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import find_files
 from mlip_pace.run import limits
 from mlip_pace.run.compute import Compute
 from mlip_pace.settings import BasisSettings, DataSettings, ReferenceSettings
-from mlip_pace.train import linear, radial
+from mlip_pace.train import estimate, linear, radial
 
 MB = 2**20
 CUTOFF = 5.0  # Å
