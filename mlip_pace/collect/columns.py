@@ -321,8 +321,11 @@ class GrowingFrame:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row. What it has not, is None."""
-        for name in {*self.scalars, *row} - set(self.wide):
-            self.scalars.setdefault(name, [None] * self.count).append(row.get(name))
+        for name in row:
+            if name not in self.wide and name not in self.scalars:
+                self.scalars[name] = [None] * self.count
+        for name, values in self.scalars.items():
+            values.append(row.get(name))
         for name, column in self.wide.items():
             column.append(row[name])
         self.count += 1
