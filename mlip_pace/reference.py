@@ -36,7 +36,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect import columns
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, composition
-from mlip_pace.collect.neighbours import neighbours
+from mlip_pace.collect.neighbours import NEAR, neighbours
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import DataError
 from mlip_pace.run import pool
@@ -160,12 +160,16 @@ def shortest_distances(structures: Iterable[Atoms], cutoff: float) -> dict[str, 
 
 
 def _shortest_in(atoms: Atoms, cutoff: float) -> dict[str, float]:
-    i, j, distance = neighbours("ijd", atoms, cutoff)
-    shortest = {}
-    for zi, zj in combinations_with_replacement(np.unique(atoms.numbers), 2):
-        between = distance[(atoms.numbers[i] == zi) & (atoms.numbers[j] == zj)]
-        if len(between):
-            shortest[pair_name(chemical_symbols[zi], chemical_symbols[zj])] = float(between.min())
+    pairs = list(combinations_with_replacement(np.unique(atoms.numbers), 2))
+    shortest: dict[str, float] = {}
+    for reach in (min(NEAR, cutoff), cutoff):
+        i, j, distance = neighbours("ijd", atoms, reach)
+        for zi, zj in pairs:
+            between = distance[(atoms.numbers[i] == zi) & (atoms.numbers[j] == zj)]
+            if len(between):
+                shortest[pair_name(chemical_symbols[zi], chemical_symbols[zj])] = float(between.min())
+        if len(shortest) == len(pairs):
+            break
     return shortest
 
 

@@ -1,6 +1,7 @@
 """The reference potential is LAMMPS's own, is smooth, and comes off and on without a trace."""
 
 import subprocess
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,8 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from conftest import labelled
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlip_pace import reference
 from mlip_pace.collect import dataset
@@ -266,3 +269,28 @@ def test_a_reference_that_acts_at_bonds_is_warned_of(al_mg, outer, said):
     _, subtracted = reference.subtracted_from(frames, ReferenceSettings(outer=outer), 5.0)
     assert (subtracted.at_bonds > 0.1) == said
     assert any("at bond lengths" in warning for warning in subtracted.warnings) == said
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(1, 9),
+    edge=st.floats(3.0, 9.0),
+    cutoff=st.sampled_from([2.017, 2.919, 3.313, 4.571, 6.917]),
+)
+def test_the_shortest_distance_of_each_pair_is_that_of_all_images(seed, count, edge, cutoff):
+    """Against all distances between atoms and their images, near ones and far ones."""
+    rng = np.random.default_rng(seed)
+    several = [
+        Atoms(rng.choice(["Al", "Mg", "O"], count), edge * rng.random((count, 3)), cell=3 * [edge], pbc=True) for _ in range(2)
+    ]
+    expected = {}
+    shifts = edge * np.array(list(product(range(-3, 4), repeat=3)))
+    for atoms in several:
+        for i, j in product(range(count), repeat=2):
+            distances = np.linalg.norm(atoms.positions[j] + shifts - atoms.positions[i], axis=1)
+            pair = reference.pair_name(atoms.symbols[i], atoms.symbols[j])
+            near = distances[(distances > 0) & (distances < cutoff)]
+            expected[pair] = min([*near, expected.get(pair, np.inf)])
+    expected = {pair: distance for pair, distance in expected.items() if np.isfinite(distance)}
+    assert reference.shortest_distances(several, cutoff) == pytest.approx(expected)
