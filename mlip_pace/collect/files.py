@@ -31,7 +31,7 @@ _PROGRAMS = {  # how the text outputs of DFT programs announce themselves -> ASE
 }
 # Where a name says nothing, a line must begin with the banner: scripts and notes may quote it.
 _BEGINS = re.compile(
-    rb"^[\s|*]*(?:Welcome to [\w ]*)?(" + b"|".join(map(re.escape, _PROGRAMS)) + rb")|\A\s*vasp\.\d.*\s+executed on",
+    rb"^[ \t|*]*(?:Welcome to [\w ]*)?(" + b"|".join(map(re.escape, _PROGRAMS)) + rb")|\A\s*vasp\.\d.*\s+executed on",
     re.MULTILINE,
 )
 _SUFFIXES = {

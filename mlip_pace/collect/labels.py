@@ -42,6 +42,8 @@ _ALIKE = {
 }
 _NO_LABEL = re.compile(r"^w_|weight|uncertainty|spread|[-_]units?$", re.IGNORECASE)  # but about one, pacemaker's `w_energy` say
 _UNIT = re.compile(r"(.+)[-_]units?", re.IGNORECASE)  # of a label that is called so
+_OURS = ("å", "a", "ang", "angstrom", "angstroms")
+_LENGTHS = re.compile(r"length|distance|pos|positions?|coord\w*|cell|lattice", re.IGNORECASE)
 _PREDICTED = ("energy_uncertainty", "max_gamma")  # what `mlip-pace predict` writes beside energies that are a potential's
 _ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
 # Numbers of a structure that are no energy, of those that are not called like one either.
@@ -129,10 +131,15 @@ def is_label(key: Any) -> bool:
 
 
 def _in_our_units(has: Mapping[str, Any], info: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, tuple[str, float]]]:
-    """The labels in eV and Å; and of those whose unit is named, that, and how much it is (none: it is not known)."""
+    """The labels in eV and Å; and of those whose unit is named, that, and how much it is (none: it is not known).
+
+    Raises `Broken` if lengths are in another unit: the reader has taken them as Å.
+    """
     named = {match[1]: str(unit) for key, unit in info.items() if isinstance(key, str) and (match := _UNIT.fullmatch(key))}
-    if not named:
-        return dict(has), {}
+    if lengths := [
+        f"{key!r} in {unit!r}" for key, unit in named.items() if _LENGTHS.fullmatch(key) and unit.lower() not in _OURS
+    ]:
+        raise Broken(f"{', '.join(lengths)}: lengths in Å are expected")
     of_kind = {(_dimension(parsed[0]), parsed[2]): unit for key, unit in named.items() if (parsed := _parsed(key))}
     result, units = dict(has), dict[str, tuple[str, float]]()
     for key, value in has.items():

@@ -396,6 +396,18 @@ def test_a_virial_is_an_energy_whose_unit_it_shares():
     np.testing.assert_allclose(labels(atoms, AUTO).found["stress"], -Ry * np.eye(3).ravel() / atoms.cell.volume)
 
 
+@pytest.mark.parametrize("key", ["length_unit", "pos-unit", "positions_units", "cell-unit", "distance_unit"])
+def test_lengths_in_another_unit_are_refused(key):
+    """The reader has taken them as Å."""
+    atoms = with_sets("")
+    before = labels(atoms.copy(), AUTO)
+    atoms.info[key] = "Angstrom"
+    assert labels(atoms, AUTO).keys == before.keys
+    atoms.info[key] = "Bohr"
+    with pytest.raises(Broken, match="lengths in Å are expected"):
+        labels(atoms, AUTO)
+
+
 @pytest.mark.parametrize("unit", ["nonsense", "eV/atom", "", "GPa/fortnight"])
 def test_a_unit_that_is_not_known_is_refused(unit):
     atoms = with_sets("")
