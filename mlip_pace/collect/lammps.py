@@ -48,6 +48,8 @@ def _structure(text: str, elements: Sequence[str]) -> Frame:
     try:
         (atoms,) = read_ase(StringIO(text), index=":", format="lammps-dump-text", specorder=list(elements))
     except Exception as error:  # ASE's reader raises whatever a broken file makes it stumble over
+        if (highest := _highest_type(text)) > len(elements):
+            return f"has atoms of type {highest}, but the potential has {len(elements)} elements; a column `element` names them"
         return f"cannot be read as a LAMMPS dump: it is cut, or not as one is ({in_one_line(error)})"
     lines = text.splitlines()
     if "ITEM: UNITS" in lines and (units := lines[lines.index("ITEM: UNITS") + 1].strip()) not in UNITS:
@@ -55,6 +57,17 @@ def _structure(text: str, elements: Sequence[str]) -> Frame:
     if len(atoms) != int(lines[lines.index("ITEM: NUMBER OF ATOMS") + 1]) or not text.endswith("\n"):
         return "is cut: atoms, or digits of the last one, are missing"
     return bare(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+
+
+def _highest_type(text: str) -> int:
+    """The highest atom type of a frame without elements, of the lines that have one."""
+    columns, _, rows = text.partition("ITEM: ATOMS ")[2].partition("\n")
+    names = columns.split()
+    if "type" not in names or "element" in names:
+        return 0
+    whole = (words for line in rows.splitlines() if len(words := line.split()) == len(names))
+    types = (words[names.index("type")] for words in whole)
+    return max((int(one) for one in types if one.isdecimal()), default=0)
 
 
 def _frames(path: Path) -> Iterator[str]:

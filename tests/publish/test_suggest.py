@@ -122,6 +122,8 @@ def test_dumps_of_lammps_are_read_with_or_without_elements(dumps, tmp_path):
         np.testing.assert_allclose(frames[0].cell.volume, dumps.cell.volume, rtol=1e-4)
         distances = [np.sort(a.get_all_distances(mic=True), axis=None) for a in (frames[0], dumps)]
         np.testing.assert_allclose(*distances, atol=1e-3)
+    for _, _, reason in lammps.read(tmp_path / "new.dump", "new.dump", ["Al"]):
+        assert reason == "has atoms of type 2, but the potential has 1 elements; a column `element` names them"
     cut, whole = tmp_path / "cut.dump", (tmp_path / "new.dump").read_text()
     for left in (whole[:-10], whole[: whole.rstrip().rindex("\n") + 1]):  # within a line, and between two
         cut.write_text(left)
