@@ -64,6 +64,35 @@ def test_what_cannot_be_suggested_is_named_with_its_reason(demo, candidates, tmp
         assert atoms.calc is None
 
 
+def test_the_reason_is_what_the_numbers_say(demo, candidates, tmp_path):
+    """Grades above 5; uncertainties of twice the median of those taken and more, and of twice the noise of the fit."""
+    many = read(candidates, ":")
+    for factor in (0.82, 0.9, 0.93, 1.15):  # of which the fit is less sure
+        squeezed = many[2].copy()
+        squeezed.set_cell(factor * squeezed.cell.array, scale_atoms=True)
+        many.append(squeezed)
+    write(candidates, many, format="extxyz")
+    assert run(demo / "potential.json", candidates, tmp_path / "out.xyz", number=12)["code"] == 0
+    found = read(tmp_path / "out.xyz", ":")
+    floors = Potential.load(demo / "potential.json").metadata["uncertainty"]["calibration"]
+    energies = np.array([atoms.info["energy_uncertainty"] / len(atoms) for atoms in found])
+    forces = np.array([atoms.arrays["forces_uncertainty"].max() for atoms in found])
+    kinds = set()
+    for atoms, energy, force in zip(found, energies, forces, strict=True):
+        expected = []
+        if atoms.arrays["gamma"].max() > 5:
+            atom = int(atoms.arrays["gamma"].argmax())
+            expected.append(f"the potential extrapolates at {atoms.symbols[atom]} {atom}")
+        if force > 2 * max(np.median(forces), floors["forces"]["floor"]):
+            atom = int(atoms.arrays["forces_uncertainty"].max(axis=1).argmax())
+            expected.append(f"forces on {atoms.symbols[atom]} {atom} uncertain by {force:.2f} eV/Å")
+        if energy > 2 * max(np.median(energies), floors["energy"]["floor"]):
+            expected.append(f"energy uncertain by {1e3 * energy:.1f} meV/atom")
+        assert atoms.info["reason"] == (", ".join(expected) or "unlike the data and those before it")
+        kinds |= {part.split()[0] for part in expected}
+    assert kinds == {"the", "forces", "energy"}
+
+
 def test_each_is_the_best_beside_those_before_it(demo, candidates):
     """Greedy by brute force, with every row of every candidate instead of sketches and bounds."""
     quantify = Potential.load(demo / "potential.json").uncertainty()
