@@ -235,7 +235,7 @@ def delta(reference: Reference, frames: pd.DataFrame, workers: Workers = 1) -> p
     """`frames` with what is left for ACE to learn: `energy_corrected` (eV), `forces` (n, 3) eV/Å, and, where there are
     a stress and a cell, `virial` (6,), volume times stress (eV) in Voigt's order.
 
-    Raises `DataError` where the rest is beyond what pacemaker takes without changing it by itself.
+    Raises `DataError` where nothing is left, or more than pacemaker takes without changing it by itself.
     """
     rest = columns.GrowingFrame(["forces", "virial"])
     stresses = frames[STRESS] if STRESS in frames else [None] * len(frames)
@@ -247,6 +247,11 @@ def delta(reference: Reference, frames: pd.DataFrame, workers: Workers = 1) -> p
     target = frames.join(rest.frame().set_index(frames.index))
     if STRESS not in frames:
         target = target.drop(columns="virial")
+    if not target.energy_corrected.any() and not target.forces.map(np.any).any():
+        raise DataError(
+            "nothing is left for ACE to learn: all forces are 0, and all energies those of free atoms and reference",
+            "are the labels placeholders? MLIP_PACE_DATA_ENERGY_KEY and _FORCES_KEY name those to take",
+        )
     per_atom = target.energy_corrected / frames[ATOMS].map(len)
     for extreme, row in ((per_atom.min(), per_atom.idxmin()), (per_atom.max(), per_atom.idxmax())):
         if not LOWEST_TARGET <= extreme <= HIGHEST_TARGET:

@@ -271,6 +271,14 @@ def test_a_reference_that_acts_at_bonds_is_warned_of(al_mg, outer, said):
     assert any("at bond lengths" in warning for warning in subtracted.warnings) == said
 
 
+@pytest.mark.parametrize("energy", [0.0, -3.0])
+def test_placeholders_are_nothing_to_learn(energy):
+    """As all files of a set of displaced supercells had them: energies and forces of 0."""
+    frames = frame_of(*(labelled(bulk("Al", a=4.0 + 0.01 * n), energy) for n in range(4)))
+    with pytest.raises(DataError, match="nothing is left for ACE to learn"):
+        reference.delta(Reference(), frames.assign(energy_atoms=energy))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

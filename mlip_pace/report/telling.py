@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mlip_pace.ace.uncertainty import Calibration
 from mlip_pace.collect.dataset import Collected
 from mlip_pace.physics.measure import Physics
 from mlip_pace.reference import Subtracted
@@ -60,14 +61,20 @@ def say_selected(journal: Journal, selected: Selected) -> None:
     journal.say(f"{selected.chosen} of {selected.given} structures chosen ({selected.method}) for {functions}")
 
 
+def least(calibration: Calibration) -> str:
+    """What σ is at least, in words; what is nearly nothing is 0."""
+    floors = calibration.energy.floor, calibration.forces.floor
+    energy, forces = (float(f"{floor:.2g}") if floor > 1e-6 else 0 for floor in floors)
+    return f"{1e3 * energy:g} meV/atom and {forces:g} eV/Å"
+
+
 def say_trained(journal: Journal, trained: Trained) -> None:
     say_warnings(journal, trained.warnings)
     loss = f", loss {trained.loss:.4g}" if trained.loss is not None else ""
     journal.say(f"{trained.iterations} iterations{loss}: {trained.stopped}")
     if (known := trained.uncertainty) is not None:
         journal.say(
-            f"68 % of the errors of {known.structures} held-out structures are within σ, which is at least "
-            f"{1e3 * known.energy.floor:.2g} meV/atom and {known.forces.floor:.2g} eV/Å"
+            f"68 % of the errors of {known.structures} held-out structures are within σ, which is at least {least(known)}"
         )
     if (held := trained.held) is None:
         return

@@ -14,6 +14,7 @@ from mlip_pace.publish.potential import Potential
 from mlip_pace.report.accuracy import floor
 from mlip_pace.report.figures import Layer, Panel, cells, rounded
 from mlip_pace.report.section import Section, Table
+from mlip_pace.report.telling import least
 
 TITLE = "How sure is it?"
 CELLS, GROUPS = 40, 12  # of a density, each way; equally large groups of values by σ
@@ -29,7 +30,7 @@ def uncertainty_section(potential: Potential, frame: pd.DataFrame) -> Section:
     text = [
         "σ (energy_uncertainty and forces_uncertainty of mlip-pace predict and of the calculator) is such that 68 % of the "
         f"errors of {calibration.structures} structures, each held out of a fit, are smaller. It is at least "
-        f"{1e3 * energy.floor:.2g} meV/atom and {forces.floor:.2g} eV/Å (by component), and more where the data say little."
+        f"{least(calibration)} (by component), and more where the data say little."
         + "".join(f" {share:.0%} are within {energy.widths[share]:.2f} σ (energies) and {forces.widths[share]:.2f} σ (forces)."
                   for share in energy.widths if share != ONE_SIGMA and share in forces.widths)
         + " Reference and E0 are taken as exact; of structures unlike all data no interval can be sure: mind the grades."
