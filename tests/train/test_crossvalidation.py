@@ -123,3 +123,13 @@ def test_groups_are_never_divided_and_one_group_alone_is_not_held_out(target, on
     half = [replace(one, w_energy=one.w_energy / 2, w_forces=one.w_forces / 2) for one in structures]
     twice = crossvalidation.validate(half + half, groups + groups, on, 0.1, 1).held_out
     assert twice.errors.forces_mae == pytest.approx(once.errors.forces_mae, rel=0.1)  # another lambda
+
+
+def test_energies_and_forces_have_the_same_say_in_the_weight_of_forces():
+    """The smallest product of both errors: neither the best energies nor the best forces alone."""
+    of = {0.1: (1.0, 1.0), 0.001: (0.5, 4.0), 0.9: (4.0, 0.5)}
+    errors = {
+        kappa: crossvalidation.Errors(energy, 99.0 - energy, forces, 99.0 - forces) for kappa, (energy, forces) in of.items()
+    }
+    assert crossvalidation.best(errors) == 0.1
+    assert crossvalidation.best({**errors, 0.01: crossvalidation.Errors(3.0, 9.0, 0.33, 9.0)}) == 0.01
