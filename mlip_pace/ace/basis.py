@@ -35,7 +35,8 @@ _EMBEDDINGS = {
     "finnis-sinclair": {"npot": "FinnisSinclairShiftedScaled", "fs_parameters": [1, 1, 1, 0.5], "ndensity": 2},
 }
 
-FADE = 0.2  # Å; over which ACE fades out below the shortest distance of a pair
+# Where ACE fades out, and over what: a little below the shortest distance of a pair in the data, as what moves comes closer.
+FADE_BEGINS, FADE = 0.95, 0.2  # of that distance; Å
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Size:
 def section(settings: BasisSettings, elements: list[str], shortest: dict[str, float]) -> Section:
     """The basis of the settings; what is `auto` in them is as where the search begins.
 
-    Below the `shortest` distance (Å) of a pair in the data ACE fades out (`core.py`).
+    A little below the `shortest` distance (Å) of a pair in the data ACE fades out (`core.py`).
     """
     orders, (cutoff, functions_per_element) = settings.body_order - 1, settings.first
     bond = {
@@ -117,7 +118,7 @@ def section(settings: BasisSettings, elements: list[str], shortest: dict[str, fl
     }
     bonds = {}
     for first, second in combinations_with_replacement(sorted(elements), 2):
-        bonds[first + second] = {**bond, "r_in": shortest[pair_name(first, second)]}
+        bonds[first + second] = {**bond, "r_in": FADE_BEGINS * shortest[pair_name(first, second)]}
     functions: dict[str, Any] = {
         species: {"nradmax_by_orders": n[:orders], "lmax_by_orders": lmax[:orders]} for species, (n, lmax) in _ORDERS.items()
     }

@@ -1,9 +1,11 @@
 """What happens below the shortest distance of the data, where ACE knows nothing: ACE fades out, the reference acts alone.
 
-Between r_in (the shortest distance of a pair in the training data) and r_in - FADE the radial functions of ACE go to zero (its
-inner cutoff, type `distance`). The basis is built so, and fitted so: a fade that is widened after the fit lets ACE act where
-nothing has bounded it, and makes holes deeper. Where the dimer curve of ACE + reference does not rise from r_in all the way
-down to 0.3 Å, ACE's core repulsion P exp(-r^2)/r is switched on with the fade, as weak as possible. It is chosen after the
+Between r_in (FADE_BEGINS of the shortest distance of a pair in the training data: atoms that move come a little closer than
+that) and r_in - FADE the radial functions of ACE go to zero (its inner cutoff, type `distance`). The basis is built so, and
+fitted so: a fade that is widened after the fit lets ACE act where nothing has bounded it, and makes holes deeper. Where the
+dimer curve of ACE + reference is not higher in the middle of the fade than at r_in, or does not rise from there all the way
+down to 0.3 Å, ACE's core repulsion P exp(-r^2)/r is switched on with the fade, as weak as possible. (At the beginning of the
+fade it weighs next to nothing: a slope that is a trifle wrong there would ask for a wall of 10^4 eV.) It is chosen after the
 fit, pair by pair: no training structure has a distance in that range, so nothing that was fitted changes, and being a repulsion
 it can only raise energies. Distances in Å, energies in eV.
 """
@@ -18,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from mlip_pace.ace.basis import FADE
+from mlip_pace.ace.basis import FADE, FADE_BEGINS
 from mlip_pace.ace.evaluators import pair_energies
 from mlip_pace.arrays import Array
 from mlip_pace.reference import Reference, pair_name
 
-CLOSEST, STEP = 0.3, 0.01  # Å; the dimer curves are looked at from r_in down to CLOSEST
+CLOSEST, STEP = 0.3, 0.01  # Å; the dimer curves are looked at down to CLOSEST
 STRONGEST = 1e5  # eV Å; a stronger core would only hide that something else is wrong
 
 
@@ -33,9 +35,9 @@ def shortest_of_every_pair(shortest: dict[str, float], elements: list[str]) -> d
     return {pair: shortest.get(pair, min(shortest.values())) for pair in pairs}
 
 
-def distances_below(r_in: float) -> Array:
-    """From r_in down to CLOSEST (Å)."""
-    return np.arange(r_in, CLOSEST - STEP / 2, -STEP, dtype=np.float64)
+def distances_below(r_in: float, fade: float) -> Array:
+    """r_in, and from the middle of the fade down to CLOSEST (Å)."""
+    return np.concatenate([[r_in], np.arange(r_in - fade / 2, CLOSEST - STEP / 2, -STEP)])
 
 
 def rises(energies: Array) -> bool:
@@ -50,13 +52,13 @@ class Core:
     r_in: float  # Å; below it ACE fades out
     delta_in: float  # Å; over this distance
     core: float  # P, eV Å; 0: no core repulsion
-    rises: bool  # whether the dimer curve of ACE + reference rises all the way down to CLOSEST
+    rises: bool  # whether the dimer curve of ACE + reference rises, from the middle of the fade all the way down to CLOSEST
 
 
 def settle(potential: Path, reference: Reference, shortest: dict[str, float]) -> dict[str, Core]:
     """Choose the core repulsion of every pair, by pair name, and write it into the B-basis file `potential`.
 
-    A basis from a file that has no inner cutoff gets that of ours, at the `shortest` distances (Å) of the data.
+    A basis from a file that has no inner cutoff gets that of ours, below the `shortest` distances (Å) of the data.
     """
     from pyace.basis import BBasisConfiguration
 
@@ -64,8 +66,8 @@ def settle(potential: Path, reference: Reference, shortest: dict[str, float]) ->
     for pair, nearest in shortest.items():
         first, second = pair.split("-")
         r_in, fade = _inner_cutoff(configuration, first, second)
-        r_in, fade = (r_in, fade) if r_in else (nearest, FADE)
-        r = distances_below(r_in)
+        r_in, fade = (r_in, fade) if r_in else (FADE_BEGINS * nearest, FADE)
+        r = distances_below(r_in, fade)
         curve = partial(_curve, configuration, reference, (first, second), r_in, fade, r)
         plain = curve(0.0)
         strength = 0.0 if rises(plain) else _weakest(plain, curve(1.0) - plain)

@@ -31,6 +31,7 @@ SAME_PLACE = 0.05  # Å: atoms this far from places of a symmetry may belong on 
 AS_IT_IS = 5e-3  # Å: the same of structures that are as they are; a strain of half a percent is seen
 FIRST, LAST = 5e-3, 1e-4  # eV/Å: forces on atoms, and on the cell, after the first relaxation and after that of the crystal
 STEPS = 500  # of a relaxation
+RESTLESS = "it did not relax"
 HIGHER = 1e-3  # eV/atom that the symmetric structure may be above the one that it was found in
 VOLUMES = 0.6, 1.6  # of a structure, that it may relax to
 LARGEST_CELL, WITHOUT_SYMMETRY = 60, 16  # atoms of the primitive cell of what counts as a crystal; of one that has no symmetry
@@ -171,9 +172,7 @@ def relaxed(atoms: Atoms, calculator: Any, deadline: float = math.inf, cell: boo
             if converged:
                 return bare(moved)
     force = float(np.abs(moved.get_forces()).max())
-    raise LeftOutError(
-        f"it did not relax in {STEPS} steps: there are forces of {force:.2g} eV/Å, at {ratio:.2f} times its volume"
-    )
+    raise LeftOutError(f"{RESTLESS} in {STEPS} steps: there are forces of {force:.2g} eV/Å, at {ratio:.2f} times its volume")
 
 
 def in_time(deadline: float) -> None:

@@ -34,6 +34,10 @@ LEAST = 30.0  # s, that it may take in any case
 FIRST = 0.5  # of the time, that the crystals may take
 CRYSTAL, DATA, REST = "crystal", "data", "rest"  # what each composition begins with, what the data say, all that follows
 DRIFT = 1e-5  # eV/atom/ps, that is told
+BELOW, SWOLLEN = (
+    0.3,
+    0.15,
+)  # eV/atom below the data (heat is 0.26 at 2000 K), and part of the volume, that are told of what has relaxed
 MEASURES: dict[str, Callable[[Crystal, Any, float], Any]] = {
     "equation": volumes.of_crystal, "elastic": elastic.elastic, "phonons": phonons.phonons, "vacancies": defects.vacancies,
     "surfaces": defects.surfaces, "dynamics": dynamics.dynamics,
@@ -75,6 +79,15 @@ class Physics:
         """What a user should know who simulates these crystals."""
         said = []
         for name, one in self.crystals.items():
+            below = one.crystal.energy_dft - one.crystal.energy
+            if below > BELOW:
+                said.append(
+                    f"{name} relaxes to {below:.2f} eV/atom below the lowest energy that the data have of it: the potential "
+                    "prefers what DFT does not know"
+                )
+            swollen = one.crystal.relaxed.volume / one.crystal.in_data.volume - 1
+            if abs(swollen) > SWOLLEN:
+                said.append(f"{name} relaxes to a volume that is {swollen:+.0%} of that in the data")
             if one.elastic and not one.elastic.stable:
                 said.append(f"{name} is not stable against strain: Born's criteria are broken")
             if one.phonons and one.phonons.imaginary:
@@ -84,7 +97,8 @@ class Physics:
             # A slope that the noise makes, over so short a time, is no drift.
             if one.dynamics and abs(one.dynamics.drift) > max(DRIFT, one.dynamics.noise / one.dynamics.nve):
                 said.append(f"the energy of {name} drifts by {one.dynamics.drift:.1e} eV/atom/ps: take a shorter time step")
-        return said + [f"{one.composition}: {one.reason}" for one in self.left_out if dynamics.BURST in one.reason]
+        lost = (dynamics.BURST, crystals.RESTLESS)
+        return said + [f"{one.composition}: {one.reason}" for one in self.left_out if any(why in one.reason for why in lost)]
 
     def as_dict(self) -> dict[str, Any]:
         """As the sidecar has it: without what was not measured."""

@@ -35,6 +35,7 @@ DOUBTFUL = 0.5  # of the spread of stresses: errors beyond it are those of the l
 SMALL_STRESS = 1.0 * GPa  # eV/Å^3; errors below it are errors of DFT
 # Errors below these are small whatever the spread, of one structure and its copies, say.
 LEAST_SPREAD_ENERGY, LEAST_SPREAD_FORCES = 0.005, 0.02  # eV/atom, eV/Å
+LITTLE = 0.9  # of the spread: with such errors a fit knows next to nothing
 MOST, SMALL, FEW = 0.5, 0.25, 20  # of the squared errors; of the structures; where there are fewer, one may well have most
 MANY_TIMES = 4.0
 CHUNK = 16  # structures that a worker takes at a time
@@ -131,7 +132,7 @@ def score(
     by_subset = {name: errors(rows) for name, rows in frame.groupby("subset")}
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
-    warnings += ruled_by_few(frame[used]) + beyond_training(by_subset)
+    warnings += ruled_by_few(frame[used]) + beyond_training(by_subset) + little_learned(frame[used], by_subset["train"])
     if published.committee.members and published.calibration is None:
         warnings.append("MLIP_PACE_OUTPUT_COMMITTEE: this fit has no uncertainty to draw a committee from")
     elif published.committee.members and published.calibration is not None:
@@ -196,20 +197,35 @@ def beyond_training(errors: dict[str, dict[str, float]]) -> list[str]:
 def worse_than_nothing(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
     """What a potential that knows only E0 and the mean energy, and no forces, would do better, in words.
 
-    On the structures that it was trained on the errors must be smaller than the spread of the DFT values: the standard
-    deviation of energies relative to the sum of E0 (eV/atom), and the root mean square of force components (eV/Å).
+    On the structures that it was trained on the errors must be smaller than the spread of the DFT values.
     """
-    binding = (train[ENERGY] - train[ENERGY_ATOMS]) / train[ATOMS].map(len)
-    spreads = {
-        "energy": (float(binding.std(ddof=0)), LEAST_SPREAD_ENERGY, "eV/atom"),
-        "forces": (float(np.sqrt(np.mean(np.concatenate(list(train[FORCES])) ** 2))), LEAST_SPREAD_FORCES, "eV/Å"),
-    }
     return [
         f"{name} RMSE {errors[f'{name}_rmse']:.4g} {unit} on the training structures is larger than the spread of the DFT "
         f"values, {spread:.4g} {unit}: the fit is worse than none"
-        for name, (spread, least, unit) in spreads.items()
+        for name, (spread, least, unit) in _spreads(train).items()
         if errors[f"{name}_rmse"] > max(spread, least)
     ]
+
+
+def little_learned(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
+    """What the fit has hardly learned anything of, though not worse than nothing, in words."""
+    return [
+        f"the fit has learned next to nothing of the {name}: RMSE {errors[f'{name}_rmse']:.4g} {unit} on the training structures, "
+        f"whose values have a spread of {spread:.4g}; do labels and positions belong together (unit, order of the atoms)?"
+        for name, (spread, least, unit) in _spreads(train).items()
+        if LITTLE * spread < errors[f"{name}_rmse"] <= spread and spread > least
+    ]
+
+
+def _spreads(train: pd.DataFrame) -> dict[str, tuple[float, float, str]]:
+    """The spread of the DFT values, the least that is looked at, and the unit: the standard deviation of energies relative to the
+    sum of E0 (eV/atom), and the root mean square of force components (eV/Å).
+    """
+    binding = (train[ENERGY] - train[ENERGY_ATOMS]) / train[ATOMS].map(len)
+    return {
+        "energy": (float(binding.std(ddof=0)), LEAST_SPREAD_ENERGY, "eV/atom"),
+        "forces": (float(np.sqrt(np.mean(np.concatenate(list(train[FORCES])) ** 2))), LEAST_SPREAD_FORCES, "eV/Å"),
+    }
 
 
 def _missed(test: dict[str, float] | None, gate: EvaluateSettings) -> list[str]:

@@ -25,6 +25,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from mlip_pace.ace import core
+from mlip_pace.ace.basis import FADE_BEGINS
 from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.ace.uncertainty import Uncertainty
@@ -42,7 +43,6 @@ from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
 
 CHUNK = 16  # structures that a worker takes at a time
-CLOSEST = 0.8  # of the shortest distance of a pair in the data: nearer atoms are of no use to a simulation
 EXTRAPOLATION = 5.0  # a grade beyond which a structure is spoken of
 
 
@@ -171,14 +171,14 @@ def _readable(
     return structures, rows, unreadable
 
 
-def too_close(atoms: Atoms, potential: Potential) -> str | None:
-    """Which atoms, if any, are closer than CLOSEST of the shortest distance that the data have of such a pair, in words.
+def too_close(atoms: Atoms, potential: Potential, share: float = FADE_BEGINS) -> str | None:
+    """Which atoms, if any, are closer than this share of the shortest distance that the data have of such a pair, in words.
 
-    There ACE is faded out and the reference rules, so that neither grade nor σ tell of it.
+    There ACE fades out and the reference rules, so that neither grade nor σ tell of it.
     """
     nearest = core.shortest_of_every_pair(potential.metadata["basis"]["shortest"], potential.elements)
-    for pair, distance in shortest_distances([atoms], CLOSEST * max(nearest.values())).items():
-        if distance < CLOSEST * nearest[pair]:
+    for pair, distance in shortest_distances([atoms], share * max(nearest.values())).items():
+        if distance < share * nearest[pair]:
             return f"{pair} {distance:.2f} Å apart, the shortest distance of the data is {nearest[pair]:.2f}"
     return None
 

@@ -43,6 +43,7 @@ FILES = (".xyz", ".extxyz")  # what OUTPUT ends with, if it is no folder
 VACUUM = 12.0  # Å; between images of what is not periodic
 SKETCH = 256  # random sums of rows that stand for all of them in mean variances
 NOTHING = 1e-16  # of all variances: what rounding leaves of zero
+CLOSEST = 0.8  # of the shortest distance of a pair in the data: DFT of nearer atoms is of no use to a simulation
 AT_A_TIME = 16  # gains that are computed together; fixed, so that the choice does not depend on the number of workers
 
 
@@ -168,7 +169,7 @@ def _refused(atoms: Atoms, potential: Potential) -> str | None:
         return f"the potential does not know {', '.join(foreign)}"
     if len(atoms) == 1 and not atoms.pbc.any():
         return "an atom alone: its energy is E0"
-    return too_close(atoms, potential)
+    return too_close(atoms, potential, CLOSEST)
 
 
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # one thread gives the same bits

@@ -20,6 +20,8 @@ WORDS = (
     ("rough", 0.026, 0.35),
     ("poor", np.inf, np.inf),
 )
+# However small: what energies are called at best whose RMSE is beyond such a part of the spread of all energies.
+NO_BETTER = ((0.9, "poor"), (0.5, "rough"))
 
 
 def judged(metadata: dict[str, Any]) -> str:
@@ -31,7 +33,10 @@ def verdict_word(metadata: dict[str, Any], frame: pd.DataFrame) -> str:
     """Such as `good`, or `good forces, fair energies`: by the words of `WORDS`."""
     subset = judged(metadata)
     e, spreads = metadata["errors"][subset], spread(frame[frame.subset == subset])
-    energy = next(word for word, limit, _ in WORDS if e["energy_rmse"] <= limit)
+    share = e["energy_rmse"] / max(spread(frame)["energy"], 1e-12)
+    at_best = next((worst for part, worst in NO_BETTER if share > part), WORDS[0][0])
+    names = [word for word, *_ in WORDS]
+    energy = max(next(word for word, limit, _ in WORDS if e["energy_rmse"] <= limit), at_best, key=names.index)
     if spreads["forces"] < NO_FORCE:
         return f"{energy} energies"
     forces = next(word for word, _, limit in WORDS if e["forces_rmse"] <= limit * spreads["forces"])

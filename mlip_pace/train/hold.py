@@ -92,6 +92,11 @@ class Held:
         """What a user should know who compresses or heats."""
         if self.ended == TIME and not self.rounds:
             return ["holes were not looked for, there was no time: mind compressed and hot structures"]
+        if self.ended == NO_BULK:
+            return [
+                "holes were not looked for, no structure of the data is bulk: nobody knows what the potential does off the data, "
+                "try short molecular dynamics before you trust it"
+            ]
         if not self.left:
             return []
         first = f"at volumes below {self.volumes[0]:.2f} of that of the lowest energy" if self.volumes else "at all volumes"

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
 from conftest import labelled, mlip_pace
 
 from mlip_pace import load_calculator
@@ -125,6 +127,28 @@ def test_what_is_a_little_off_the_places_of_a_symmetry_stays_there_if_that_is_lo
     assert found.relaxed.space_group == "P4mm"
     for cell in (found.atoms(), found.primitive()):
         assert crystals.cohesive(cell, OffCentre(), {}) == pytest.approx(found.energy, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("energy", "volume", "reason", "said"),
+    [
+        (-3.2, 18.0, "", []),
+        (-3.31, 18.0, "", ["Al relaxes to 0.31 eV/atom below the lowest energy that the data have of it"]),
+        (-2.9, 18.9, "", ["Al relaxes to a volume that is +18% of that in the data"]),
+        (-2.9, 13.5, "", ["Al relaxes to a volume that is -16% of that in the data"]),
+        (-3.0, 16.0, "it did not relax in 500 steps: there are forces of 5 eV/Å", ["Mg: it did not relax in 500 steps"]),
+        (-3.0, 16.0, "it is no crystal", []),
+    ],
+)
+def test_a_crystal_that_falls_apart_as_it_relaxes_is_told(energy, volume, reason, said):
+    """Which has -3 eV/atom and 16 Å^3/atom in the data."""
+    lattices = [replace(crystals.Lattice.of(bulk("Al")), volume=one) for one in (16.0, volume)]
+    cell = crystals.crystal_of(crystals.Lowest("Al", "x", bulk("Al"), -3.0), EMT(), {}).conventional
+    crystal = crystals.Crystal("x", lattices[0], -3.0, lattices[1], energy, cell, True)
+    left_out = [LeftOut("Mg", "crystal", reason)] if reason else []
+    warnings = measure.Physics({"Al": measure.Known(crystal)}, left_out).warnings
+    assert len(warnings) == len(said)
+    assert all(warning.startswith(words) for warning, words in zip(warnings, said, strict=True))
 
 
 def test_molecules_and_what_is_no_crystal_are_told(published):

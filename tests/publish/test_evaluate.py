@@ -33,6 +33,16 @@ def test_errors_beyond_the_spread_are_worse_than_nothing(energy, forces, said):
     assert [sentence.split()[0] for sentence in found] == said
 
 
+@pytest.mark.parametrize(
+    ("energy", "forces", "said"),
+    [(0.9, 0.5, []), (0.91, 0.5, ["energy"]), (0.5, 0.53, ["forces"]), (1.1, 0.6, []), (0.95, 0.57, ["energy", "forces"])],
+)
+def test_what_is_hardly_better_than_nothing_is_told(energy, forces, said):
+    """Above nine tenths of the spread; what is beyond it is told otherwise."""
+    found = evaluate.little_learned(frame(), {"energy_rmse": energy, "forces_rmse": forces})
+    assert [sentence.split("nothing of the ")[1].split(":")[0] for sentence in found] == said
+
+
 def test_copies_of_one_structure_are_no_reproach():
     one = frame().iloc[[0, 0]].assign(**{dataset.FORCES: [np.zeros((2, 3))] * 2})
     assert evaluate.worse_than_nothing(one, {"energy_rmse": 1e-4, "forces_rmse": 1e-3}) == []

@@ -73,6 +73,15 @@ def test_words_never_get_better_with_larger_errors(energy, forces):
         assert all(after >= before for before, after in zip(ranks(energy, forces), ranks(*larger), strict=True))
 
 
+@pytest.mark.parametrize(("share", "word"), [(0.49, "very good"), (0.51, "rough"), (0.89, "rough"), (0.91, "poor")])
+def test_small_energy_errors_are_no_merit_where_all_energies_are_alike(share, word):
+    """Of the spread of all energies, 0.125 eV/atom in `frame_of`, made a thousand times smaller."""
+    alike = frame_of()
+    alike["energy_dft"] = [-1.0, -1.0005]
+    found = verdict.verdict_word(metadata(errors={"test": of(share * 0.000125)}), alike)
+    assert found == (word if word == "very good" else f"very good forces, {word} energies")
+
+
 def test_without_forces_only_energies_are_judged():
     assert verdict.verdict_word(metadata(), frame_of(force=0.0)) == "very good energies"
     assert "%" not in verdict.verdict(metadata(), frame_of(force=0.0))

@@ -257,6 +257,7 @@ def test_data_without_bulk_are_not_probed(target, fitted, tmp_path):
     molecules = frame.assign(**{ATOMS: [replaced(atoms) for atoms in frame[ATOMS]]})
     c, _, told = hold.hold(tmp_path, on, data, replace(search(target), train=molecules))
     assert told.ended == hold.NO_BULK
+    assert [warning for warning in told.warnings if "no structure of the data is bulk" in warning]
     assert c is data.solution.coefficients
 
 

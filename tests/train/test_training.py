@@ -283,6 +283,8 @@ def test_e0_in_the_yace_is_added_to_every_atom(tmp_path, potential):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_core_makes_any_dimer_curve_rise(tmp_path, potential, sign):
     """Random coefficients give wild energies at short distances; the fade and, if need be, the core repulsion tame them."""
+    from pyace.basis import BBasisConfiguration
+
     coefficients = sign * 30 * np.abs(np.random.default_rng(5).normal(size=40)) * basis.smoothness(potential)
     file = tmp_path / "p.yaml"
     write_linear(file, potential, coefficients)
@@ -293,9 +295,17 @@ def test_the_core_makes_any_dimer_curve_rise(tmp_path, potential, sign):
     after = pair_energies(file, "Al", "Al", np.arange(1.9, 3.0, 0.1))
     np.testing.assert_allclose(after, before, atol=1e-9)  # nothing changes where there are data
     for pair, values in settled.items():
-        r = core.distances_below(1.9)
+        assert values.r_in == pytest.approx(0.95 * 1.9)
+        r = np.r_[0.95 * 1.9, np.arange(0.95 * 1.9 - 0.1, 0.295, -0.01)]  # from the middle of the fade
         curve = pair_energies(file, *pair.split("-"), r) + zbl.pair(*pair.split("-"), r)[0]
-        assert core.rises(curve) == values.rises
+        assert bool((np.diff(curve) > 0).all()) == values.rises
+        if values.core > 0:  # it is as weak as it can be, but for a margin
+            weaker = BBasisConfiguration(str(file))
+            for block in weaker.funcspecs_blocks:
+                block.core_rep_parameters = [0.8 * values.core, 1.0]
+            weaker.save(str(tmp_path / "weaker.yaml"))
+            curve = pair_energies(tmp_path / "weaker.yaml", *pair.split("-"), r) + zbl.pair(*pair.split("-"), r)[0]
+            assert (np.diff(curve) <= 0).any()
     assert sign < 0 or all(values.rises for values in settled.values())
 
 
