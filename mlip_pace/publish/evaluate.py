@@ -210,16 +210,16 @@ def worse_than_nothing(train: pd.DataFrame, errors: dict[str, float]) -> list[st
 def little_learned(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:
     """What the fit has hardly learned anything of, though not worse than nothing, in words."""
     return [
-        f"the fit has learned next to nothing of the {name}: RMSE {errors[f'{name}_rmse']:.4g} {unit} on the training structures, "
-        f"whose values have a spread of {spread:.4g}; do labels and positions belong together (unit, order of the atoms)?"
+        f"the fit has learned next to nothing of the {name}: RMSE {errors[f'{name}_rmse']:.4g} {unit} on the training "
+        f"structures, with a spread of {spread:.4g}; do labels and positions belong together (unit, order of the atoms)?"
         for name, (spread, least, unit) in _spreads(train).items()
         if LITTLE * spread < errors[f"{name}_rmse"] <= spread and spread > least
     ]
 
 
 def _spreads(train: pd.DataFrame) -> dict[str, tuple[float, float, str]]:
-    """The spread of the DFT values, the least that is looked at, and the unit: the standard deviation of energies relative to the
-    sum of E0 (eV/atom), and the root mean square of force components (eV/Å).
+    """The spread of the DFT values, the least that is looked at, and the unit: the standard deviation of energies relative to
+    the sum of E0 (eV/atom), and the root mean square of force components (eV/Å).
     """
     binding = (train[ENERGY] - train[ENERGY_ATOMS]) / train[ATOMS].map(len)
     return {

@@ -21,6 +21,8 @@ from mlip_pace.arrays import Array
 
 SHARES = (ONE_SIGMA, 0.9, 0.95)  # of errors within an interval
 SYMMETRIC = 1e-3  # of the root mean square of s: less is zero by symmetry
+# Logarithms of slope and floor over what the medians say, at least: without any slope nothing would ever be uncertain.
+LEAST = -2.0, -7.0
 LOOKED_AT = 20_000  # values, about, that the likelihood is made of
 
 
@@ -59,7 +61,7 @@ def scale(residuals: Array, groups: int) -> Scale | None:
         sigma = np.sqrt((unit * np.exp(x[0]) * s[some]) ** 2 + (small * np.exp(x[1])) ** 2)
         return float(np.mean(np.log(sigma) + error[some] / sigma))
 
-    x = minimize(misfit, [0.0, -0.5], method="Nelder-Mead").x
+    x = minimize(misfit, [0.0, -0.5], method="Nelder-Mead", bounds=[(LEAST[0], None), (LEAST[1], None)]).x
     plain = Scale(unit * float(np.exp(x[0])), small * float(np.exp(x[1])), {})
     ratios = np.sort(error / plain.sigma(s))
     places = [min(math.ceil(share * (len(ratios) + 1)), len(ratios)) - 1 for share in shares]

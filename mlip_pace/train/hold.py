@@ -94,8 +94,8 @@ class Held:
             return ["holes were not looked for, there was no time: mind compressed and hot structures"]
         if self.ended == NO_BULK:
             return [
-                "holes were not looked for, no structure of the data is bulk: nobody knows what the potential does off the data, "
-                "try short molecular dynamics before you trust it"
+                "holes were not looked for, no structure of the data is bulk: nobody knows what the potential does off the "
+                "data, try short molecular dynamics before you trust it"
             ]
         if not self.left:
             return []
