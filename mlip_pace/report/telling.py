@@ -83,7 +83,9 @@ def say_trained(journal: Journal, trained: Trained) -> None:
         deepest = f", {one.deepest:.3g} eV/atom deep" if one.deepest is not None else ""
         journal.say(f"search for holes {number}: {holes}{deepest}; {one.seconds:.1f} s")
     done = (
-        f"{held.rows} structures made up raised the loss by {held.loss_rise:.1%}" if held.closed else "the fit stays as it is"
+        f"{held.rows} structures made up raised the loss by {round(held.loss_rise, 3) + 0.0:.1%}"
+        if held.closed
+        else "the fit stays as it is"
     )
     journal.say(f"{held.ended}; {done}")
 

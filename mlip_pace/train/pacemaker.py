@@ -20,8 +20,8 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from mlip_pace import selection
-from mlip_pace.ace import basis as ace_basis
-from mlip_pace.ace.basis import Basis, BasisFile
+from mlip_pace.ace.basis import Basis, BasisFile, Section
+from mlip_pace.ace.basis import size as basis_size
 from mlip_pace.collect.dataset import ATOMS, NAME, SOURCE, WEIGHT, save_frame
 from mlip_pace.errors import DivergedError, JobError, OutOfMemoryError, TimeLimitError, ToolError
 from mlip_pace.run import child, limits
@@ -97,8 +97,10 @@ class PacemakerRunner:
 
     @property
     def functions(self) -> int:
-        """Of the element that has most."""
-        return max(ace_basis.size(self.basis).functions.values())
+        """Of the element that has most, or of every element at most, as it is asked for."""
+        if isinstance(self.basis, Section):
+            return int(self.basis.content["functions"]["number_of_functions_per_element"])
+        return max(basis_size(self.basis).functions.values())
 
     def select_active_set(self, train: pd.DataFrame, most: int | None = None) -> Path:
         """Choose the structures worth training on (`selection.py`).

@@ -107,8 +107,11 @@ def search(
         functions = max(_possible(build, cutoff), key=lambda count: evidence(cutoff, count))
     warnings = []
     if settings.cutoff == "auto" and cutoff in (CUTOFFS[0], CUTOFFS[-1]):
-        end = "shortest" if cutoff == CUTOFFS[0] else "longest"
-        warnings.append(f"the evidence is highest for the {end} cutoff that is tried, {cutoff} Å")
+        end, beyond = ("shortest", "shorter") if cutoff == CUTOFFS[0] else ("longest", "longer")
+        warnings.append(
+            f"the evidence is highest for the {end} cutoff that is tried, {cutoff} Å; a {beyond} one may be better "
+            "(MLIP_PACE_BASIS_CUTOFF)"
+        )
     if missed:
         warnings.append("the search for the basis ended with its share of the time limit, before all was tried")
     return Searched(cutoff, functions, len(frame), tried, warnings)

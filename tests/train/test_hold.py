@@ -202,7 +202,7 @@ def test_what_closes_holes_costs_the_data_little(fitted, held):
     c, _, told = held
     assert told.rows >= sum(sum(one.holes.values()) for one in told.rounds) > 0
     assert told.loss_rise == pytest.approx(data.normal.loss(c) / data.solution.loss - 1)
-    assert 0 < told.loss_rise_of_held_out <= hold.COST
+    assert -1e-4 < told.loss_rise_of_held_out <= hold.COST  # the prior gives a little where the rows do
     assert told.loss_rise_of_held_out == pytest.approx(told.loss_rise * data.solution.loss / data.unseen)
     assert data.normal.loss(data.solution.coefficients) == pytest.approx(data.solution.loss, rel=1e-6)
 
