@@ -2,9 +2,12 @@
 
 import datetime
 import os
+import re
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from mlip_pace.ace import basis
 from mlip_pace.ace.basis import BasisFile, Section
@@ -15,6 +18,29 @@ from mlip_pace.settings import BasisSettings
 @pytest.fixture
 def section():
     return basis.section(BasisSettings.model_construct(functions=2, body_order=2), ["Al"], {"Al-Al": 0.9})
+
+
+def test_the_largest_n_and_l_are_those_of_the_page_on_physics():
+    """Of bases with as many functions as there are, by order and number of different elements."""
+    page = (ROOT / "docs" / "physics.md").read_text()
+    rows = re.findall(r"^\| (\d|more) \| ([\d, ]+) \| ([\d, ]+) \|$", page, re.MULTILINE)
+    said = {
+        (4 if kinds == "more" else int(kinds), order): (int(n), int(angular))
+        for kinds, *both in rows
+        for order, (n, angular) in enumerate(zip(*(one.split(", ") for one in both), strict=True), 1)
+    }
+    found = {}
+    for elements, functions, body_order in ((["Al", "Mg"], 6000, 7), (["Al", "Cu", "Mg", "Zn"], 8000, 6)):
+        pairs = ("-".join(pair) for pair in combinations_with_replacement(elements, 2))
+        settings = BasisSettings(cutoff=5.0, functions=functions, body_order=body_order)
+        built = basis.basis_set(basis.section(settings, elements, dict.fromkeys(pairs, 2.0)))
+        for central, several in enumerate(zip(built.basis_rank1, built.basis, strict=True)):
+            for function in (*several[0], *several[1]):
+                place = len({central, *function.mus}), function.rank
+                n, angular = found.get(place, (0, 0))
+                found[place] = max(n, *function.ns), max(angular, *function.ls)
+    # An order of fewer neighbours than a function has elements does not exist.
+    assert found == {(kinds, order): most for (kinds, order), most in said.items() if order >= kinds - 1}
 
 
 def test_what_is_written_is_not_what_is_shared(tmp_path, section):
