@@ -31,7 +31,8 @@ SAME_PLACE = 0.05  # Å: atoms this far from places of a symmetry may belong on 
 AS_IT_IS = 5e-3  # Å: the same of structures that are as they are; a strain of half a percent is seen
 FIRST, LAST = 5e-3, 1e-4  # eV/Å: forces on atoms, and on the cell, after the first relaxation and after that of the crystal
 STEPS = 500  # of a relaxation
-RESTLESS = "it did not relax"
+AWAY, RESTLESS = "it relaxes away", "it did not relax"
+NEARLY = 0.1  # eV/Å; forces that are smaller at the end are no sign that a crystal falls apart
 HIGHER = 1e-3  # eV/atom that the symmetric structure may be above the one that it was found in
 VOLUMES = 0.6, 1.6  # of a structure, that it may relax to
 LARGEST_CELL, WITHOUT_SYMMETRY = 60, 16  # atoms of the primitive cell of what counts as a crystal; of one that has no symmetry
@@ -168,11 +169,12 @@ def relaxed(atoms: Atoms, calculator: Any, deadline: float = math.inf, cell: boo
             in_time(deadline)
             ratio = float(moved.cell.volume / atoms.cell.volume)
             if not VOLUMES[0] < ratio < VOLUMES[1]:
-                raise LeftOutError(f"it relaxes away: to {ratio:.2f} times its volume and beyond")
+                raise LeftOutError(f"{AWAY}: to {ratio:.2f} times its volume and beyond")
             if converged:
                 return bare(moved)
     force = float(np.abs(moved.get_forces()).max())
-    raise LeftOutError(f"{RESTLESS} in {STEPS} steps: there are forces of {force:.2g} eV/Å, at {ratio:.2f} times its volume")
+    said = RESTLESS if force > NEARLY else "it is not quite at rest"
+    raise LeftOutError(f"{said} after {STEPS} steps: there are forces of {force:.2g} eV/Å, at {ratio:.2f} times its volume")
 
 
 def in_time(deadline: float) -> None:

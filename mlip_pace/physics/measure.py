@@ -97,7 +97,7 @@ class Physics:
             # A slope that the noise makes, over so short a time, is no drift.
             if one.dynamics and abs(one.dynamics.drift) > max(DRIFT, one.dynamics.noise / one.dynamics.nve):
                 said.append(f"the energy of {name} drifts by {one.dynamics.drift:.1e} eV/atom/ps: take a shorter time step")
-        lost = (dynamics.BURST, crystals.RESTLESS)
+        lost = (dynamics.BURST, crystals.AWAY, crystals.RESTLESS)
         return said + [f"{one.composition}: {one.reason}" for one in self.left_out if any(why in one.reason for why in lost)]
 
     def as_dict(self) -> dict[str, Any]:
