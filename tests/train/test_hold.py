@@ -251,6 +251,19 @@ def test_the_search_ends_by_its_deadline(target, fitted, tmp_path):
     assert limited.deadline() - time.monotonic() <= 10.0 + 1e-3
 
 
+def test_what_was_not_looked_for_or_is_left_is_told():
+    def said(*about, **more):
+        return " ".join(hold.Held(*about, **more).warnings)
+
+    rounds = [hold.Round({"random": 4}, {}, None, 1.0)]
+    assert "there was no time" in said(hold.TIME)
+    assert said(hold.TIME, rounds) == said(hold.NOTHING, rounds) == ""
+    assert "no structure of the data is bulk" in said(hold.NO_BULK)
+    assert said(hold.ROUNDS, rounds, left=3, closed=True, volumes=(0.8, 1.0)).startswith(
+        "3 trials of the last search for holes"
+    )
+
+
 def test_data_without_bulk_are_not_probed(target, fitted, tmp_path):
     frame, _ = target
     on, data = fitted
