@@ -22,7 +22,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from mlip_pace.arrays import Array
-from mlip_pace.collect.units import in_ours
+from mlip_pace.collect.units import ANGSTROM, in_ours
 from mlip_pace.settings import DataSettings
 
 _LABEL = re.compile(r"(.*?)(free_energy|energy_corrected|energy|forces?|stress|virials?)(.*)", re.IGNORECASE)
@@ -42,7 +42,6 @@ _ALIKE = {
 }
 _NO_LABEL = re.compile(r"^w_|weight|uncertainty|spread|[-_]units?$", re.IGNORECASE)  # but about one, pacemaker's `w_energy` say
 _UNIT = re.compile(r"(.+)[-_]units?", re.IGNORECASE)  # of a label that is called so
-_OURS = ("å", "a", "ang", "angstrom", "angstroms")
 _LENGTHS = re.compile(r"length|distance|pos|positions?|coord\w*|cell|lattice", re.IGNORECASE)
 _PREDICTED = ("energy_uncertainty", "max_gamma")  # what `mlip-pace predict` writes beside energies that are a potential's
 _ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
@@ -137,7 +136,7 @@ def _in_our_units(has: Mapping[str, Any], info: Mapping[Any, Any]) -> tuple[dict
     """
     named = {match[1]: str(unit) for key, unit in info.items() if isinstance(key, str) and (match := _UNIT.fullmatch(key))}
     if lengths := [
-        f"{key!r} in {unit!r}" for key, unit in named.items() if _LENGTHS.fullmatch(key) and unit.lower() not in _OURS
+        f"{key!r} in {unit!r}" for key, unit in named.items() if _LENGTHS.fullmatch(key) and unit.lower() not in ANGSTROM
     ]:
         raise Broken(f"{', '.join(lengths)}: lengths in Å are expected")
     of_kind = {(_dimension(parsed[0]), parsed[2]): unit for key, unit in named.items() if (parsed := _parsed(key))}

@@ -7,11 +7,12 @@ import re
 
 from ase import units
 
+ANGSTROM = ("å", "a", "ang", "angstrom", "angstroms")  # what Å is called
 # Of energy, length and pressure, and amounts that an energy may be for; in lower case.
 _KNOWN = {
     "ev": units.eV, "mev": units.eV / 1000, "hartree": units.Hartree, "ha": units.Hartree, "eh": units.Hartree,
     "ry": units.Rydberg, "rydberg": units.Rydberg, "kcal": units.kcal, "kj": units.kJ, "mol": units.mol,
-    "å": 1.0, "a": 1.0, "ang": 1.0, "angstrom": 1.0, "angstroms": 1.0, "bohr": units.Bohr, "nm": units.nm,
+    **dict.fromkeys(ANGSTROM, 1.0), "bohr": units.Bohr, "nm": units.nm,
     "gpa": units.GPa, "mpa": units.GPa / 1e3, "kbar": units.GPa / 10, "bar": units.bar, "pa": units.Pascal,
 }  # fmt: skip
 _ATOMIC = {
