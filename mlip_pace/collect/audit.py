@@ -140,10 +140,12 @@ def _balance(atoms: Atoms, forces: Array) -> list[str]:
 def _as_constrained(atoms: Atoms, forces: Array) -> bool:
     """Whether the structure holds some atoms in their places, and the forces are as that leaves them."""
     held = [one for one in atoms.constraints if isinstance(one, (FixAtoms, FixCartesian, FixedLine, FixedPlane))]
+    if not held:
+        return False
     left = forces.copy()
     for one in held:
         one.adjust_forces(atoms, left)
-    return bool(held) and np.allclose(left, forces, rtol=0, atol=1e-8)
+    return np.allclose(left, forces, rtol=0, atol=1e-8)
 
 
 def sound_geometry(atoms: Atoms, cutoff: float) -> Array:

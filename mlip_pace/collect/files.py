@@ -152,9 +152,10 @@ def format_of(path: Path) -> str | None:
     if kind == "json":
         return _json_format(path)
     if kind is None:
-        if banner := _BEGINS.search(head(path)):  # `cell.OUTCAR.2`, `job.o1234`
+        start = head(path)
+        if banner := _BEGINS.search(start):  # `cell.OUTCAR.2`, `job.o1234`
             return _PROGRAMS.get(banner[1], "vasp-out")
-        return OTHER if others.program(head(path)) else None
+        return OTHER if others.program(start) else None
     return kind
 
 
