@@ -258,7 +258,7 @@ class PhysicsSettings(Group):
     """What the potential says of the crystals of its data."""
 
     properties: Properties = setting(
-        "all", f"of the crystals of the data, that are computed for the report: {', '.join(PROPERTIES)}; or all, or none"
+        "all", f"of the crystals of the data, dynamics also of what is none: {', '.join(PROPERTIES)}; or all, or none"
     )
     share: float = setting(
         0.2,

@@ -112,7 +112,7 @@ class Crystal:
 
 @dataclass(frozen=True)
 class Lowest:
-    """The bulk structure of lowest energy of a composition in the data."""
+    """The structure of lowest energy of a composition in the data, the bulk one where there is one."""
 
     composition: str
     source: str
@@ -120,20 +120,24 @@ class Lowest:
     energy: float  # eV/atom
 
 
-def lowest_of(frame: pd.DataFrame) -> tuple[list[Lowest], list[str]]:
-    """Of each composition of the data (columns of `dataset.py`) the bulk structure of lowest energy, and the compositions that
-    have none. Elements come first, then compounds by the number of atoms in their formula.
+def lowest_of(frame: pd.DataFrame) -> tuple[list[Lowest], list[Lowest]]:
+    """Of each composition of the data (columns of `dataset.py`) the bulk structure of lowest energy; and the structure of
+    lowest energy of those that have none. Bulk elements come first, then compounds by the number of atoms in their formula; of
+    the others those with the most structures.
     """
     cohesive = (frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)
-    found, without = list[Lowest](), list[str]()
+    found, without = list[Lowest](), list[tuple[int, Lowest]]()
     for name, alike in cohesive.groupby(frame[ATOMS].map(composition)):
         order = alike.sort_values(kind="stable").index
-        n = next((n for n in order if is_bulk(frame[ATOMS][n])), None)
-        if n is None:
-            without.append(str(name))
+        bulk = next((n for n in order if is_bulk(frame[ATOMS][n])), None)
+        n = order[0] if bulk is None else bulk
+        lowest = Lowest(str(name), str(frame[SOURCE][n]), bare(frame[ATOMS][n]), float(cohesive[n]))
+        if bulk is None:
+            without.append((len(alike), lowest))
         else:
-            found.append(Lowest(str(name), str(frame[SOURCE][n]), bare(frame[ATOMS][n]), float(cohesive[n])))
-    return sorted(found, key=lambda one: (_formula_atoms(one.atoms), one.energy)), without
+            found.append(lowest)
+    found.sort(key=lambda one: (_formula_atoms(one.atoms), one.energy))
+    return found, [lowest for _, lowest in sorted(without, key=lambda one: -one[0])]
 
 
 def _formula_atoms(atoms: Atoms) -> int:

@@ -1,13 +1,14 @@
 """The stage: what the published potential says of the crystals of its data, property by property, within a time.
 
 Each property of each crystal is a task of its own, done by processes of this machine; the same property of all crystals comes
-before the next one. What cannot be had is named with the reason, and so is what there was no time for.
+before the next one. Of what has no crystal (molecules, liquids, layers) molecular dynamics says whether it holds together.
+What cannot be had is named with the reason, and so is what there was no time for.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -29,9 +30,12 @@ from mlip_pace.publish.evaluate import Published
 from mlip_pace.run import pool
 from mlip_pace.settings import PhysicsSettings
 
-MOST = 12  # compositions
+MOST = 12  # compositions with a crystal
+OTHERS = 6  # and without
+TOLD = 3  # compositions that fall apart, each with its reason
 LEAST = 30.0  # s, that it may take in any case
 FIRST = 0.5  # of the time, that the crystals may take
+DYNAMICS = "dynamics"
 CRYSTAL, DATA, REST = "crystal", "data", "rest"  # what each composition begins with, what the data say, all that follows
 DRIFT = 1e-5  # eV/atom/ps, that is told
 BELOW, SWOLLEN = (
@@ -40,7 +44,7 @@ BELOW, SWOLLEN = (
 )  # eV/atom below the data (heat is 0.26 at 2000 K), and part of the volume, that are told of what has relaxed
 MEASURES: dict[str, Callable[[Crystal, Any, float], Any]] = {
     "equation": volumes.of_crystal, "elastic": elastic.elastic, "phonons": phonons.phonons, "vacancies": defects.vacancies,
-    "surfaces": defects.surfaces, "dynamics": dynamics.dynamics,
+    "surfaces": defects.surfaces, DYNAMICS: dynamics.dynamics,
 }  # fmt: skip
 
 
@@ -68,11 +72,20 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """Molecular dynamics of a structure as the data have it."""
+
+    source: str
+    dynamics: Dynamics
+
+
+@dataclass(frozen=True)
 class Physics:
-    """What the potential says of crystals, by composition, and what was left out."""
+    """What the potential says of crystals, by composition, of compositions without, and what was left out."""
 
     crystals: dict[str, Known] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
+    others: dict[str, Moved] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
@@ -94,16 +107,21 @@ class Physics:
                 mode = one.phonons.imaginary[0]
                 at = f"{mode.name or 'q'} ({', '.join(f'{x:g}' for x in mode.q)})"
                 said.append(f"{name} has imaginary phonons, the largest at {at}: {abs(mode.frequency):.2f}i THz")
+        runs = {name: known.dynamics for name, known in self.crystals.items()}
+        for name, run in (runs | {name: moved.dynamics for name, moved in self.others.items()}).items():
             # A slope that the noise makes, over so short a time, is no drift.
-            if one.dynamics and abs(one.dynamics.drift) > max(DRIFT, one.dynamics.noise / one.dynamics.nve):
-                said.append(f"the energy of {name} drifts by {one.dynamics.drift:.1e} eV/atom/ps: take a shorter time step")
-        lost = (dynamics.BURST, crystals.AWAY, crystals.RESTLESS)
-        return said + [f"{one.composition}: {one.reason}" for one in self.left_out if any(why in one.reason for why in lost)]
+            if run and abs(run.drift) > max(DRIFT, run.noise / run.nve):
+                said.append(f"the energy of {name} drifts by {run.drift:.1e} eV/atom/ps: take a shorter time step")
+        falls_apart = (dynamics.BURST, crystals.AWAY, crystals.RESTLESS)
+        lost = [one for one in self.left_out if any(why in one.reason for why in falls_apart)]
+        said += [f"{one.composition}: {one.reason}" for one in lost[:TOLD]]
+        return said + [f"{len(lost) - TOLD} more compositions do not hold together (physics.left_out)"] * (len(lost) > TOLD)
 
     def as_dict(self) -> dict[str, Any]:
         """As the sidecar has it: without what was not measured."""
         return {
             "crystals": {name: _present(asdict(known)) for name, known in self.crystals.items()},
+            "others": {name: asdict(moved) for name, moved in self.others.items()},
             "left_out": [asdict(one) for one in self.left_out],
         }
 
@@ -119,7 +137,7 @@ def measure(
 ) -> Physics:
     """The stage. `frame` is that of the data (columns of `dataset.py`); `end` is when to end (of time.monotonic)."""
     lowest, without = crystals.lowest_of(frame)
-    left_out = [LeftOut(name, CRYSTAL, "no structure of it in the data is bulk") for name in without]
+    left_out = [LeftOut(one.composition, CRYSTAL, "no structure of it in the data is bulk") for one in without]
     left_out += [LeftOut(one.composition, CRYSTAL, f"{MOST} compositions are looked at") for one in lowest[MOST:]]
     calculator, now = PotentialCalculator(published.potential, published.reference), time.monotonic()
     find = partial(_crystal, calculator=calculator, e0=e0, end=now + FIRST * (end - now))
@@ -134,6 +152,7 @@ def measure(
             size, group = len(crystal.conventional.symbols), crystal.relaxed.space_group
             left_out.append(LeftOut(composition, REST, f"it relaxes to a cell of {size} atoms in {group}, no crystal"))
     sought = [name for name, one in known.items() if one.crystal.is_crystal]
+    others = [one for one in lowest[:MOST] if one.composition not in sought] + without
     recognise = partial(_data, frame=frame, calculator=calculator, e0=e0, end=end)
     recognised = pool.parallel_map(recognise, [known[name].crystal for name in sought], workers)
     for composition, data in zip(sought, recognised, strict=True):
@@ -148,7 +167,22 @@ def measure(
             left_out.append(LeftOut(task.composition, task.property, value))
         else:
             known[task.composition] = replace(known[task.composition], **{task.property: value})
-    return Physics(known, left_out)
+    moved, why_not = _moved(others, calculator, end, workers) if DYNAMICS in settings.names else ({}, [])
+    return Physics(known, left_out + why_not, moved)
+
+
+def _moved(
+    others: Sequence[Lowest], calculator: Any, end: float, workers: int
+) -> tuple[dict[str, Moved], list[LeftOut]]:  # fmt: skip
+    """Molecular dynamics of what has no crystal, and what was left out of it. Atoms alone are not looked at."""
+    several = [one for one in others if len(one.atoms) > 1]
+    move, moved, left_out = partial(_move, calculator=calculator, end=end), dict[str, Moved](), list[LeftOut]()
+    for one, run in zip(several, pool.parallel_map(move, several[:OTHERS], workers), strict=False):
+        if isinstance(run, Dynamics):
+            moved[one.composition] = Moved(one.source, run)
+        else:
+            left_out.append(LeftOut(one.composition, DYNAMICS, run))
+    return moved, left_out + [LeftOut(one.composition, DYNAMICS, f"{OTHERS} are looked at") for one in several[OTHERS:]]
 
 
 @dataclass(frozen=True)
@@ -166,6 +200,10 @@ def _crystal(lowest: Lowest, calculator: Any, e0: Mapping[str, float], end: floa
 
 def _data(crystal: Crystal, frame: pd.DataFrame, calculator: Any, e0: Mapping[str, float], end: float) -> Any:
     return _or_why_not(partial(dft.of_crystal, crystal, frame, calculator, e0, end))
+
+
+def _move(lowest: Lowest, calculator: Any, end: float) -> Any:
+    return _or_why_not(partial(dynamics.of_structure, lowest.atoms, calculator, end))
 
 
 def _done(task: Task, calculator: Any, end: float) -> Any:

@@ -34,9 +34,13 @@ def crystals_section(metadata: dict[str, Any]) -> Section:
     ]
     if not crystals:
         text = ["No structure of the data was found to be a crystal."]
+    if physics["others"]:
+        text.append(
+            "Where there is no crystal molecular dynamics began from the structure of lowest energy, as the data have it"
+        )
     makers = (_lattices, _equations, _elastic, _phonons, _vacancies, _surfaces)
     shortest = min(metadata["basis"]["shortest"].values(), default=None)
-    tables = [*(make(crystals) for make in makers), _dynamics(crystals, shortest), _left_out(physics["left_out"])]
+    tables = [*(make(crystals) for make in makers), _dynamics(physics, shortest), _left_out(physics["left_out"])]
     panels = [
         _bands(name, found["bands"]) for name, known in crystals.items() if (found := known.get("phonons")) and "bands" in found
     ]
@@ -138,11 +142,13 @@ def _facet(one: dict[str, Any]) -> str:
     return f"({' '.join(map(str, one['indices']))})"
 
 
-def _dynamics(crystals: dict[str, Any], shortest: float | None) -> Table:
+def _dynamics(physics: dict[str, Any], shortest: float | None) -> Table:
     in_data = "" if shortest is None else f" ({shortest:.2f} in the data)"
+    runs = {name: known.get("dynamics") for name, known in physics["crystals"].items()}
+    runs |= {f"{name}, {moved['source']}": moved["dynamics"] for name, moved in physics["others"].items()}
     rows = []
-    for name, known in crystals.items():
-        if found := known.get("dynamics"):
+    for name, found in runs.items():
+        if found:
             nvt, nve = (f"{found[run]:.2f} ps at {found[f'{run}_temperature']:.0f} K" for run in ("nvt", "nve"))
             close, moved = f"{found['closest']:.2f}{in_data}", f"{found['displacement']:.2f}"
             rows.append([name, str(found["atoms"]), nvt, close, moved, nve, f"{found['drift']:.1e}", f"{found['noise']:.1e}"])

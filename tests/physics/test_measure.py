@@ -170,6 +170,23 @@ def test_molecules_and_what_is_no_crystal_are_told(published):
     assert found.crystals or found.left_out
 
 
+def test_what_has_no_crystal_is_moved(published):
+    """From the structure of lowest energy of the compositions with the most structures."""
+    _, measured = published
+    dimers = [labelled(Atoms("Al2", [[0, 0, 0], [0, 0, 2.5 + 0.1 * n]]), -5.0 - n) for n in range(3)]
+    chains = [labelled(Atoms(f"Al{n}Mg", [[0, 0, 2.7 * k] for k in range(n + 1)]), -3.0 * n) for n in range(1, 8)]
+    alone = labelled(Atoms("Mg"), 0.0)
+    assert measured(dimers).others == {}  # not asked for
+    found = measured([*chains, *dimers, alone], properties="dynamics")
+    told = {one.composition: one.reason for one in found.left_out if one.property == "dynamics"}
+    assert found.others.keys() | told.keys() == {"Al", "AlMg", *(f"Al{n}Mg" for n in range(2, 8))}
+    assert {name for name, why in told.items() if why == "6 are looked at"} == {"Al7Mg", "AlMg"}
+    for name, moved in found.others.items():
+        assert moved.dynamics.temperature == 300.0
+        assert moved.source.startswith("made#"), name
+        assert found.as_dict()["others"][name]["dynamics"]["atoms"] == moved.dynamics.atoms
+
+
 def test_what_there_is_no_time_for_is_named(published):
     _, measured = published
     atoms = labelled(bulk("Al"), -3.7)

@@ -8,7 +8,7 @@ from mlip_pace.physics.crystals import Cell, Crystal, Lattice
 from mlip_pace.physics.dft import Data, Slab
 from mlip_pace.physics.dynamics import Dynamics
 from mlip_pace.physics.elastic import Elastic
-from mlip_pace.physics.measure import Known, LeftOut, Physics
+from mlip_pace.physics.measure import Known, LeftOut, Moved, Physics
 from mlip_pace.physics.phonons import Bands, Mode, Phonons
 from mlip_pace.physics.volumes import Equation
 from mlip_pace.report.crystals import crystals_section
@@ -68,15 +68,30 @@ def test_what_was_not_measured_is_absent():
 
 def test_what_is_not_stable_is_a_warning():
     strain, phonons, drift, burst = Physics(
-        {"Al": KNOWN}, [LeftOut("Mg", "dynamics", "after 0.1 ps …: the crystal does not hold together")]
+        {"Al": KNOWN}, [LeftOut("Mg", "dynamics", "after 100 fs …: it does not hold together")]
     ).warnings
     assert "Born" in strain
     assert "X (0.5, 0, 0.5): 1.50i THz" in phonons
     assert "2.0e-05 eV/atom/ps" in drift
-    assert burst.startswith("Mg: after 0.1 ps")
+    assert burst.startswith("Mg: after 100 fs")
     noisy = replace(KNOWN.dynamics, noise=1.1 * KNOWN.dynamics.nve * KNOWN.dynamics.drift)  # which makes such a slope
     assert Physics({"Al": Known(CRYSTAL, dynamics=noisy)}).warnings == []
     assert Physics({"Al": Known(CRYSTAL)}, LEFT_OUT).warnings == []
+
+
+def test_of_many_that_burst_three_are_told_and_the_others_counted():
+    burst = [LeftOut(f"C{n}", "dynamics", "after 2 fs …: it does not hold together") for n in range(1, 6)]
+    assert Physics({}, burst[:3]).warnings == [f"C{n}: after 2 fs …: it does not hold together" for n in range(1, 4)]
+    assert Physics({}, burst).warnings[3:] == ["2 more compositions do not hold together (physics.left_out)"]
+
+
+def test_what_has_no_crystal_has_its_dynamics():
+    found = section(Physics({}, [], {"H2O": Moved("water#7", replace(KNOWN.dynamics, drift=1e-7))}))
+    (run,) = rows(found, "Molecular dynamics: no two atoms come too close")
+    assert run[:2] == ["H2O, water#7", "216"]
+    assert "as the data have it" in found.text[1]
+    (drifts,) = Physics({}, [], {"H2O": Moved("water#7", KNOWN.dynamics)}).warnings
+    assert drifts.startswith("the energy of H2O drifts by 2.0e-05")
 
 
 def test_the_sidecar_has_all_of_it():
