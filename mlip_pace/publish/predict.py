@@ -176,11 +176,19 @@ def too_close(atoms: Atoms, potential: Potential, share: float = FADE_BEGINS) ->
 
     There ACE fades out and the reference rules, so that neither grade nor σ tell of it.
     """
+    return next((said for _, said in closer_than_data(atoms, potential, share).values()), None)
+
+
+def closer_than_data(atoms: Atoms, potential: Potential, share: float = FADE_BEGINS) -> dict[str, tuple[float, str]]:
+    """The shortest distance (Å) of each pair of elements that is below this share of the shortest that the data have, and that
+    in words.
+    """
     nearest = core.shortest_of_every_pair(potential.metadata["basis"]["shortest"], potential.elements)
-    for pair, distance in shortest_distances([atoms], share * max(nearest.values())).items():
-        if distance < share * nearest[pair]:
-            return f"{pair} {distance:.2f} Å apart, the shortest distance of the data is {nearest[pair]:.2f}"
-    return None
+    return {
+        pair: (distance, f"{pair} {distance:.2f} Å apart, the shortest distance of the data is {nearest[pair]:.2f}")
+        for pair, distance in shortest_distances([atoms], share * max(nearest.values())).items()
+        if distance < share * nearest[pair]
+    }
 
 
 def _beside_labels(

@@ -7,7 +7,8 @@ their units (D. A. Cohn, Z. Ghahramani, M. I. Jordan, J. Artif. Intell. Res. 4, 
 the other, and the posterior is narrowed by each, so that the next is not one like it: with M the information so far, M = 1 at
 first, and Y the rows of a structure in units of that posterior, weighted as those of the fit, M becomes M + Y^T Y. The largest
 gain of log det M instead takes extremes, and errors are larger (docs/design.md). Gains hardly ever rise, so that few of
-them have to be computed again (M. Minoux, in: Optimization Techniques, Springer (1978), 234).
+them have to be computed again (M. Minoux, in: Optimization Techniques, Springer (1978), 234). Where atoms are closer than in
+the data no variance tells of what is unknown: of each such pair of elements the closest structure comes first.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from mlip_pace.collect.labels import Broken
 from mlip_pace.collect.output import refuse_place
 from mlip_pace.errors import DataError, NoInputError, OutputError
 from mlip_pace.publish.potential import Potential
-from mlip_pace.publish.predict import EXTRAPOLATION, Prediction, of_structures, opened, too_close
+from mlip_pace.publish.predict import EXTRAPOLATION, Prediction, closer_than_data, of_structures, opened, too_close
 from mlip_pace.run import pool
 
 FILES = (".xyz", ".extxyz")  # what OUTPUT ends with, if it is no folder
@@ -89,15 +90,17 @@ def suggest(sidecar: Path, candidates: str, number: int, workers: int = 1) -> Su
     if not structures:
         reasons = Audit(left_out=left_out).reasons()
         raise DataError(f"{candidates}: none of the structures can be suggested{reasons}", "give other candidates")
-    taken = choose(structures, quantify, number, workers)
+    closest = _closest(structures, potential)
+    taken = choose(structures, quantify, number, workers, list(closest))
     chosen = [structures[n] for n, _ in taken]
     predictions = of_structures(potential, chosen, workers)
     energies, forces = zip(*(_sigmas(*one) for one in zip(chosen, predictions, strict=True)), strict=True)
     typical = float(np.median(energies)), float(np.median([of_atoms.max() for of_atoms in forces]))
     suggestions = [
-        Suggestion(sources[n], structures[n], prediction, gain, _reason(structures[n], prediction, quantify, typical))
+        Suggestion(sources[n], structures[n], prediction, gain,
+                   closest.get(n) or _reason(structures[n], prediction, quantify, typical))
         for (n, gain), prediction in zip(taken, predictions, strict=True)
-    ]
+    ]  # fmt: skip
     return Suggested(suggestions, left_out, len(structures) - len(taken), assumed)
 
 
@@ -172,9 +175,26 @@ def _refused(atoms: Atoms, potential: Potential) -> str | None:
     return too_close(atoms, potential, CLOSEST)
 
 
+def _closest(structures: Sequence[Atoms], potential: Potential) -> dict[int, str]:
+    """Of each pair of elements that comes closer than in the data the structure in which it is closest, and that in words.
+
+    ACE fades out there, and neither σ nor gains know anything of it.
+    """
+    closest = dict[str, tuple[float, int, str]]()
+    for n, atoms in enumerate(structures):
+        for pair, (distance, said) in closer_than_data(atoms, potential).items():
+            if pair not in closest or distance < closest[pair][0]:
+                closest[pair] = distance, n, said
+    return {n: said for _, n, said in closest.values()}
+
+
 @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # one thread gives the same bits
-def choose(structures: Sequence[Atoms], quantify: Uncertainty, number: int, workers: int) -> list[tuple[int, float]]:
-    """Positions and gains of the structures that teach most together, in the order in which they are taken."""
+def choose(
+    structures: Sequence[Atoms], quantify: Uncertainty, number: int, workers: int, first: Sequence[int] = ()
+) -> list[tuple[int, float]]:  # fmt: skip
+    """Positions and gains of the structures that teach most together, in the order in which they are taken; `first` those that
+    are taken in any case.
+    """
     numbered = list(enumerate(structures))
     (everything,) = pool.parallel_sums(partial(_sketch, quantify=quantify), [numbered], workers)
     size = len(quantify.factor)
@@ -185,12 +205,13 @@ def choose(structures: Sequence[Atoms], quantify: Uncertainty, number: int, work
         whitener = solve_triangular(cholesky(information, lower=True), np.eye(size), lower=True)
         gain_of = partial(_gain, quantify=quantify, whitener=whitener, everything=everything.times(whitener.T))
         fresh = set[int]()
+        given = first[len(taken) : len(taken) + 1]
         while True:
-            best = max(left, key=lambda n: (bounds[n], -n))
+            best = given[0] if given else max(left, key=lambda n: (bounds[n], -n))
             if best in fresh:
                 break
             order = sorted(left - fresh, key=lambda n: (-bounds[n], n))
-            batch = order if np.isinf(bounds[best]) else order[:AT_A_TIME]
+            batch = given or (order if np.isinf(bounds[best]) else order[:AT_A_TIME])
             for n, gain in zip(batch, pool.parallel_map(gain_of, [structures[n] for n in batch], workers), strict=True):
                 bounds[n] = gain
             fresh |= set(batch)

@@ -124,6 +124,24 @@ def test_a_known_structure_teaches_less_than_before(demo, candidates):
     assert less < 0.5 * gain
 
 
+def test_of_what_is_closer_than_the_data_the_closest_comes_first(demo, candidates, tmp_path):
+    """σ knows nothing of it: without that it might never be computed."""
+    many = read(candidates, ":15")
+    shortest = Potential.load(demo / "potential.json").metadata["basis"]["shortest"]["Al-Al"]
+    for share in (0.94, 0.85, 0.9, 0.96):
+        atoms = bulk("Al", cubic=True).repeat(2)
+        atoms.positions[1] = atoms.positions[0] + [share * shortest, 0, 0]
+        many.append(atoms)
+    write(candidates, many, format="extxyz")
+    taken = run(demo / "potential.json", candidates, tmp_path / "out.xyz", number=3)["summary"]["suggested"]
+    first, *others = taken
+    assert first["source"] == "candidates.xyz#16"
+    told = re.match(r"Al-Al (\S+) Å apart, the shortest distance of the data is (\S+)$", first["reason"])
+    assert [float(distance) for distance in told.groups()] == pytest.approx([0.85 * shortest, shortest], abs=0.006)
+    assert first["gain"] > 0
+    assert not any("apart" in one["reason"] for one in others)
+
+
 @pytest.fixture
 def dumps(tmp_path, al_mg):
     """Two frames that LAMMPS itself has written, with and without the column `element`, and what they are."""
