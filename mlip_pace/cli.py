@@ -172,8 +172,9 @@ def _worker() -> NoReturn:
 
 
 def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
+    from mlip_pace.ace.activeset import EXTRAPOLATION
     from mlip_pace.publish.evaluate import error_table
-    from mlip_pace.publish.predict import EXTRAPOLATION, predict
+    from mlip_pace.publish.predict import predict
     from mlip_pace.run import limits
 
     _keep_all()

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from scipy.linalg import LinAlgWarning, lu_factor
 from threadpoolctl import threadpool_limits
 
 from mlip_pace.ace import basis, projections
-from mlip_pace.ace.basis import Basis
+from mlip_pace.ace.basis import Basis, BasisFile
+from mlip_pace.ace.expansion import Expansion
 from mlip_pace.ace.projections import OnFile
 from mlip_pace.arrays import Array
 from mlip_pace.run import pool
@@ -32,6 +34,32 @@ TOLERANCE, SWAPS = 1.01, 300  # of maxvol among the atoms of the highest grades,
 PASSES = 20  # through all atoms at most
 PART_BYTES = 2**24  # of rows that are worked on at a time; maxvol needs three times as much
 EPSILON = 1e-16  # on the diagonal of functions that are the same for all atoms, as in pyace
+FILE = "potential.asi"  # beside potential.yaml
+EXTRAPOLATION = 5.0  # a grade beyond which a structure is spoken of
+
+
+@dataclass(frozen=True)
+class Grader:
+    """Extrapolation grades γ by the A^-1 of each element."""
+
+    expansion: Expansion
+    inverses: dict[str, Array]
+
+    @classmethod
+    def of(cls, folder: Path) -> Grader | None:
+        """That of the files `potential.yaml` and FILE of a folder; none where there is no active set."""
+        if not (folder / FILE).exists():
+            return None
+        with np.load(folder / FILE) as written:
+            return cls(basis.expansion(BasisFile(folder / "potential.yaml")), dict(written))
+
+    def of_many(self, structures: Sequence[Atoms]) -> Iterator[Array]:
+        """The grade of each atom (n,) of each structure."""
+        for atoms, functions in zip(structures, self.expansion.functions(structures), strict=True):
+            grades = np.empty(len(atoms))
+            for symbol, rows in functions.items():
+                grades[atoms.symbols == symbol] = np.abs(rows @ self.inverses[symbol]).max(axis=1)
+            yield grades
 
 
 def write(target: Path, structures: Sequence[Atoms], on: Basis, workers: Workers) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 from ase import Atoms
 from ase.units import GPa
 
+from mlip_pace.ace.activeset import Grader
 from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.cost import Cost, md_step
 from mlip_pace.ace.uncertainty import Calibration, Uncertainty
@@ -24,8 +25,9 @@ from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect import columns
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS
 from mlip_pace.collect.split import TEST
-from mlip_pace.publish import committee, coverages
+from mlip_pace.publish import committee, coverages, grades
 from mlip_pace.publish.committee import NOT_ASKED, Asked
+from mlip_pace.publish.grades import Grades
 from mlip_pace.reference import Reference
 from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers
@@ -113,6 +115,7 @@ class Scores:
     warnings: list[str]
     cost: Cost | None  # of a step of molecular dynamics
     coverage: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)  # of test structures: `coverages.py`
+    grades: Grades | None = None  # of test structures, where there is an active set
 
 
 def score(
@@ -133,6 +136,10 @@ def score(
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
     warnings += ruled_by_few(frame[used]) + beyond_training(by_subset) + little_learned(frame[used], by_subset["train"])
+    graded, grader = None, Grader.of(published.potential.parent)
+    if grader is not None and "test" in by_subset:
+        graded = grades.of_test(frame[frame["subset"] == "test"], frame[used], grader, workers)
+        warnings += graded.warnings
     if published.committee.members and published.calibration is None:
         warnings.append("MLIP_PACE_OUTPUT_COMMITTEE: this fit has no uncertainty to draw a committee from")
     elif published.committee.members and published.calibration is not None:
@@ -140,7 +147,7 @@ def score(
         committee.draw(folder, fitted, published.reference, published.calibration, published.committee)
     worthless = worse_than_nothing(frame[used], by_subset["train"])
     cost = md_step(published.potential, target)
-    return Scores(by_subset, by_type, missed, worthless, warnings + worthless, cost, coverage)
+    return Scores(by_subset, by_type, missed, worthless, warnings + worthless, cost, coverage, graded)
 
 
 def _doubts(train: pd.DataFrame, errors: dict[str, float]) -> list[str]:

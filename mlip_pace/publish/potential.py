@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from mlip_pace.ace import activeset
 from mlip_pace.ace import uncertainty as spread
 from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.uncertainty import Calibration, Uncertainty
@@ -27,7 +28,7 @@ from mlip_pace.run.templates import templates
 
 SIDECAR = "potential.json"
 REPORT = "report.html"
-FILES = ("potential.yace", "potential.yaml", "potential.asi", spread.FILE, "potential.lammps", REPORT)
+FILES = ("potential.yace", "potential.yaml", activeset.FILE, spread.FILE, "potential.lammps", REPORT)
 LICENSES = {
     "mlip-pace": "MIT",
     "python-ace": "Academic Software License (non-commercial, reciprocal)",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from mlip_pace.ace import core
+from mlip_pace.ace import activeset, core
+from mlip_pace.ace.activeset import EXTRAPOLATION, Grader
 from mlip_pace.ace.basis import FADE_BEGINS
 from mlip_pace.ace.calculator import PotentialCalculator
-from mlip_pace.ace.evaluators import calculator_of
 from mlip_pace.ace.uncertainty import Uncertainty
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.audit import Audit, checked, fully_periodic, sound_geometry
@@ -43,7 +43,6 @@ from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
 
 CHUNK = 16  # structures that a worker takes at a time
-EXTRAPOLATION = 5.0  # a grade beyond which a structure is spoken of
 
 
 @dataclass(frozen=True)
@@ -211,27 +210,23 @@ def _beside_labels(
 
 def of_structures(potential: Potential, structures: Sequence[Atoms], workers: int) -> list[Prediction]:
     """What one potential says of each structure."""
-    calculator, grader, folder = PotentialCalculator(potential.path, potential.reference), None, potential.path.parent
-    if "potential.asi" in potential.metadata["files"]:
-        grader = calculator_of(folder / "potential.yaml")
-        grader.compute_projections = True  # grades are made of them
-        grader.set_active_set(str(folder / "potential.asi"))
+    calculator = PotentialCalculator(potential.path, potential.reference)
+    grader = Grader.of(potential.path.parent) if activeset.FILE in potential.metadata["files"] else None
     quantify = potential.uncertainty() if potential.calibration is not None else None
     predict_some = partial(_predict, calculator=calculator, grader=grader, quantify=quantify)
     return list(chain.from_iterable(pool.parallel_map(predict_some, pool.chunks(structures, CHUNK), workers)))
 
 
 def _predict(
-    structures: Sequence[Atoms], calculator: PotentialCalculator, grader: Any, quantify: Uncertainty | None
+    structures: Sequence[Atoms], calculator: PotentialCalculator, grader: Grader | None, quantify: Uncertainty | None
 ) -> list[Prediction]:  # fmt: skip
-    rows = []
-    for atoms in structures:
-        gamma, sigmas, sound = None, (None, None), fully_periodic(atoms, calculator.cutoff)[0]
-        if grader is not None:
-            grader.calculate(sound)
-            gamma = np.array(grader.results["gamma"], dtype=float)
-        rows.append(Prediction(*calculator.predict(atoms), gamma, *(quantify(sound) if quantify is not None else sigmas)))
-    return rows
+    sound = [fully_periodic(atoms, calculator.cutoff)[0] for atoms in structures]
+    grades = grader.of_many(sound) if grader else repeat(None, len(sound))
+    sigmas = quantify.of_many(sound) if quantify else repeat((None, None), len(sound))
+    return [
+        Prediction(*calculator.predict(atoms), gamma, *sigma)
+        for atoms, gamma, sigma in zip(structures, grades, sigmas, strict=True)
+    ]
 
 
 def together(members: Sequence[Sequence[Prediction]]) -> list[Prediction]:

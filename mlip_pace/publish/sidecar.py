@@ -66,6 +66,7 @@ def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages
         },
         "training": {"settings": settings.training.model_dump(mode="json"), **measured(training)},
         "uncertainty": uncertainty(made),
+        **({"grades": asdict(made.scores.grades)} if made.scores.grades else {}),
         **({"probe": measured(made.trained.held)} if made.trained.held else {}),
         "selection": measured(made.selected),
         "dataset": {

@@ -27,6 +27,7 @@ from ase.io import write as write_structures
 from scipy.linalg import cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
+from mlip_pace.ace.activeset import EXTRAPOLATION
 from mlip_pace.ace.uncertainty import Uncertainty
 from mlip_pace.arrays import Array
 from mlip_pace.collect import columns, lammps
@@ -37,7 +38,7 @@ from mlip_pace.collect.labels import Broken
 from mlip_pace.collect.output import refuse_place
 from mlip_pace.errors import DataError, NoInputError, OutputError
 from mlip_pace.publish.potential import Potential
-from mlip_pace.publish.predict import EXTRAPOLATION, Prediction, closer_than_data, of_structures, opened, too_close
+from mlip_pace.publish.predict import Prediction, closer_than_data, of_structures, opened, too_close
 from mlip_pace.run import pool
 
 FILES = (".xyz", ".extxyz")  # what OUTPUT ends with, if it is no folder

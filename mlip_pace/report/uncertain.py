@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlip_pace.ace.activeset import EXTRAPOLATION
 from mlip_pace.ace.uncertainty import ONE_SIGMA
 from mlip_pace.collect.split import TEST
 from mlip_pace.publish import coverages
@@ -35,6 +36,11 @@ def uncertainty_section(potential: Potential, frame: pd.DataFrame) -> Section:
                   for share in energy.widths if share != ONE_SIGMA and share in forces.widths)
         + " Reference and E0 are taken as exact; of structures unlike all data no interval can be sure: mind the grades."
     ]  # fmt: skip
+    if grades := potential.metadata.get("grades"):
+        text.append(
+            f"The largest extrapolation grade of a test structure is {grades['largest']:.3g}, the median of them "
+            f"{grades['median']:.2g}; {grades['extrapolating']} of {grades['structures']} are above {EXTRAPOLATION:g}."
+        )
     if not said["coverage"]:
         text.append("There is no test set, so that nothing else tells whether they hold.")
         return Section("uncertainty", TITLE, text)

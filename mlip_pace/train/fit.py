@@ -236,7 +236,7 @@ def _doubts(cores: dict[str, core.Core]) -> list[str]:
 def _written_active_set(potential: Path, train: pd.DataFrame, workers: Workers) -> list[str]:
     """Write the active set beside the potential; why there is none, if that cannot be done."""
     try:
-        activeset.write(potential.with_suffix(".asi"), train[ATOMS].array, BasisFile(potential), workers)
+        activeset.write(potential.with_name(activeset.FILE), train[ATOMS].array, BasisFile(potential), workers)
     except ValueError as error:
         return [f"no active set (potential.asi), the data are too few or singular for it: {error}"]
     return []
