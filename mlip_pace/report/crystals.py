@@ -36,7 +36,7 @@ def crystals_section(metadata: dict[str, Any]) -> Section:
         text = ["No structure of the data was found to be a crystal."]
     if physics["others"]:
         text.append(
-            "Where there is no crystal molecular dynamics began from the structure of lowest energy, as the data have it"
+            "Where there is no crystal, molecular dynamics begins from the structure of lowest energy as the data have it."
         )
     makers = (_lattices, _equations, _elastic, _phonons, _vacancies, _surfaces)
     shortest = min(metadata["basis"]["shortest"].values(), default=None)
