@@ -35,9 +35,7 @@ def crystals_section(metadata: dict[str, Any]) -> Section:
     if not crystals:
         text = ["No structure of the data was found to be a crystal."]
     if physics["others"]:
-        text.append(
-            "Where there is no crystal, molecular dynamics begins from the structure of lowest energy as the data have it."
-        )
+        text.append("Without a crystal molecular dynamics begins from the structure of lowest energy, as the data have it.")
     makers = (_lattices, _equations, _elastic, _phonons, _vacancies, _surfaces)
     shortest = min(metadata["basis"]["shortest"].values(), default=None)
     tables = [*(make(crystals) for make in makers), _dynamics(physics, shortest), _left_out(physics["left_out"])]
