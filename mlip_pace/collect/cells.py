@@ -1,14 +1,18 @@
-"""Cells as pyace and LAMMPS take them, right-handed and not so skewed that their inverse is lost to rounding; heights."""
+"""Cells as pyace and LAMMPS take them, right-handed and not so skewed that their inverse is lost to rounding; voids."""
 
 from __future__ import annotations
 
 import numpy as np
 from ase import Atoms
+from ase.data import covalent_radii
 from ase.geometry import minkowski_reduce
+from scipy.spatial import cKDTree
 
 from mlip_pace.arrays import Array
 
 GAP = 5.0  # Å without atoms: a vacuum
+VOID = 3.0  # Å between a place and the surface of the nearest atom; liquids have up to 2.9, zeolites and C60 3.8 and more
+SPACING, PLACES = 0.5, 10**5  # Å between the places that are looked at; about so many at most
 SKEWED = 5.0  # lengths of the cell vectors over the volume that they span; 1 for a brick, 1.4 for the primitive cell of fcc
 
 
@@ -40,3 +44,23 @@ def gap_along(atoms: Atoms, axis: int) -> float:
     """The widest layer without atoms between planes of the other two cell vectors, Å."""
     places = np.sort(atoms.get_scaled_positions()[:, axis])
     return float(np.diff(places, append=places[0] + 1).max() * heights(atoms)[axis])
+
+
+def largest_void(atoms: Atoms) -> float:
+    """The distance (Å) of the emptiest place of a periodic cell from the surface of an atom, by covalent radii (B. Cordero et
+    al., Dalton Trans. 2008, 2832); if it is above VOID, only that it is.
+    """
+    spacing = max(SPACING, float(np.cbrt(atoms.cell.volume / PLACES)))
+    counts = np.ceil(atoms.cell.lengths() / spacing).astype(int)
+    places = np.stack(np.meshgrid(*(np.arange(count) / count for count in counts), indexing="ij"), axis=-1).reshape(-1, 3)
+    reach = (VOID + float(covalent_radii[atoms.numbers].max())) / heights(atoms)
+    numbers = (np.arange(-n, n + 1) for n in np.ceil(reach).astype(int))
+    shifts = np.stack(np.meshgrid(*numbers, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    images = atoms.get_scaled_positions() + shifts
+    near = ((images > -reach) & (images < 1 + reach)).all(axis=-1)
+    empty = np.full(len(places), np.inf)
+    for number in np.unique(atoms.numbers):
+        of_element = (images[:, atoms.numbers == number])[near[:, atoms.numbers == number]]
+        distance, _ = cKDTree(of_element @ atoms.cell.array).query(places @ atoms.cell.array)
+        np.minimum(empty, distance - covalent_radii[number], out=empty)
+    return float(empty.max())

@@ -18,11 +18,9 @@ from ase import Atoms
 from scipy.optimize import linprog
 
 from mlip_pace.arrays import Array
-from mlip_pace.collect.cells import GAP, gap_along
+from mlip_pace.collect.cells import GAP, VOID, gap_along, largest_void
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, composition
-from mlip_pace.collect.neighbours import nearest
 
-HOLLOW = 4.0  # volume of an atom over the cube of its nearest distance: 1.5 of diamond, 3.1 of graphite; more is vacuum
 STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)  # of lengths, from which the bulk modulus comes
 SOFTEST, STIFFEST = 0.005, 4.0  # eV/Å^3 (0.8 and 640 GPa), that a modulus is kept between
 UNSEEN = 0.5  # eV/atom
@@ -79,12 +77,10 @@ class Ground:
 
 
 def is_bulk(atoms: Atoms) -> bool:
-    """Whether a structure is periodic, and without much empty space, all over or in a layer."""
+    """Whether a structure is periodic, and has no layer without atoms nor another void."""
     if not atoms.pbc.all() or max(gap_along(atoms, axis) for axis in range(3)) > GAP:
         return False
-    volume = float(atoms.cell.volume) / len(atoms)
-    distance = nearest(atoms, 2 * np.cbrt(volume)).min()
-    return bool(volume < HOLLOW * distance**3)
+    return largest_void(atoms) <= VOID
 
 
 def ground(train: pd.DataFrame, energy: Energy) -> Ground:

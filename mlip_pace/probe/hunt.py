@@ -4,7 +4,7 @@ A structure is in a hole if its energy is lower than half of what the curve of i
 volume, by more than MARGIN: at the volume of the data and above, lower than the lowest energy of the data. Trials are
 
 - `volumes`: the structures of the lowest energy at smaller volumes;
-- `random`: eight atoms anywhere in a cell (`cells.py`), relaxed in it;
+- `random`: eight atoms, or the formula units that are just more, anywhere in a cell (`cells.py`), relaxed in it;
 - `compressed`: a structure of the data or one of the lowest energy, strained, shaken and at a smaller volume, relaxed in it;
 - `dynamics`: atoms anywhere in a larger cell, at some volume and some thousand K.
 
@@ -42,7 +42,8 @@ LOWEST = 8  # structures of lowest energy in a round
 COMPRESSED_TO = tuple(round(0.35 + 0.05 * n, 2) for n in range(13))  # volumes of them, relative to the curve's
 VOLUMES = (0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.85, 1.0)  # of that of the curve
 SMALLEST, LARGEST = 0.35, 1.05  # the same, of what is compressed
-IN_CELL, MOST_ATOMS = 8, 48  # atoms: of a random cell (dynamics have twice as many), of a structure of the data at most
+IN_CELL = 8  # atoms of a random cell at least; dynamics have twice as many
+MOST_ATOMS = 48  # of a structure of the data
 RANDOM, COMPRESSED, DYNAMICS = 48, 24, 8  # trials of a round; of random cells as many for each volume and composition at least
 STRAIN, SHAKE = 0.1, 0.15  # largest entry of the strain; standard deviation of displacements over the shortest distance
 RELAXATION, LEAST = 640, 10  # steps of a relaxation times atoms; steps at least
@@ -70,16 +71,11 @@ class Hunted:
 
     @cached_property
     def compositions(self) -> list[list[str]]:
-        """The symbols of eight atoms: every element, every pair of them, and what the data have, if they tell of it."""
+        """The symbols of a random cell: of every element, every pair of them, and what the data have, if they tell of it."""
         elements = self.ground.elements
         found = [[element] * IN_CELL for element in elements]
         found += [[a] * (IN_CELL // 2) + [b] * (IN_CELL // 2) for a, b in combinations(elements, 2)]
-        for atoms in self.ground.structures:
-            content = self.ground.content(list(atoms.symbols)) * IN_CELL
-            counts = np.floor(content + 1e-9).astype(int)
-            order = np.argsort(counts - content, kind="stable")
-            counts[order[: IN_CELL - counts.sum()]] += 1
-            found.append([symbol for symbol, count in zip(elements, counts, strict=True) for _ in range(count)])
+        found += [_in_cell(atoms, elements) for atoms in self.ground.structures]
         return [list(one) for one in dict.fromkeys(map(tuple, found)) if self.ground.curve(one)]
 
     def curve(self, atoms: Atoms) -> Curve:
@@ -120,6 +116,20 @@ class Outcome:
     frames: list[Frame]
     volume: float  # relative to that of the curve
     temperature: float  # K; 0 of a relaxation
+
+
+def _in_cell(atoms: Atoms, elements: list[str]) -> list[str]:
+    """The symbols of so many formula units that they are IN_CELL atoms or just more; nearly these, of a formula too large."""
+    formula = atoms.symbols.formula.reduce()[0].count()
+    size = sum(formula.values())
+    if size <= MOST_ATOMS // 2:
+        counts = [-(-IN_CELL // size) * formula.get(element, 0) for element in elements]
+    else:
+        content = np.array([formula.get(element, 0) for element in elements]) / size * IN_CELL
+        rounded = np.floor(content + 1e-9).astype(int)
+        rounded[np.argsort(rounded - content, kind="stable")[: IN_CELL - rounded.sum()]] += 1
+        counts = rounded.tolist()
+    return [symbol for symbol, count in zip(elements, counts, strict=True) for _ in range(count)]
 
 
 def trials(hunted: Hunted, number: int) -> list[Trial]:

@@ -6,6 +6,13 @@ from typing import Any
 
 from mlip_pace.report.section import Section, Table
 
+TRIALS = {
+    "random": "atoms anywhere in a cell, relaxed",
+    "compressed": "structures of the data, compressed and shaken, relaxed",
+    "volumes": "those of lowest energy at smaller volumes",
+    "dynamics": "atoms in a larger cell at some thousand K",
+}
+
 
 def holes_section(metadata: dict[str, Any]) -> Section:
     """What the search for holes tried and found, round by round, and in which range nothing was found."""
@@ -14,13 +21,12 @@ def holes_section(metadata: dict[str, Any]) -> Section:
         return Section("holes", "Does it hold?", ["Holes were not looked for (MLIP_PACE_PROBE_ROUNDS=0)."])
     if not held["rounds"]:
         return Section("holes", "Does it hold?", [f"Holes were not looked for: {held['ended']}."])
+    tried = ", ".join(TRIALS[kind] for kind in TRIALS if any(one["trials"].get(kind) for one in held["rounds"]))
     text = [
-        "Structures unlike the data were made, relaxed and heated: random cells, compressed and shaken structures of the data, "
-        "those of lowest energy at smaller volumes, atoms in a larger cell at some thousand K. A hole is an energy that cannot "
-        "be: below the lowest energy of the data with this composition or, at smaller volumes, below half of what its equation "
-        "of state says. It ended because "
-        + held["ended"] + "."
-    ]  # fmt: skip
+        f"Structures unlike the data were tried: {tried}. A hole is an energy that cannot be: below the lowest energy of the "
+        "data with this composition or, at smaller volumes, below half of what its equation of state says. It ended because "
+        f"{held['ended']}."
+    ]
     if held["closed"]:
         text.append(
             f"What was found went into the fit: {held['rows']} structures, each with a least energy. "
@@ -55,7 +61,8 @@ def _range(held: dict[str, Any]) -> str:
     if not held.get("volumes"):
         return "There is no range of volumes in which nothing was found in the last round."
     low, high = held["volumes"]
+    heated = f"{held['temperature']:.0f} K and " if held["temperature"] else ""
     return (
         f"In the last round nothing was found at {low:.2f} to {high:.2f} times the volume of lowest energy, up to "
-        f"{held['temperature']:.0f} K and {held['pressure']:.0f} GPa."
+        f"{heated}{held['pressure']:.0f} GPa."
     )

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator
+from ase.spacegroup import crystal
 from conftest import EXAMPLES, design_rows
 
 from mlip_pace import reference
@@ -107,11 +108,25 @@ def test_between_compositions_the_hull_and_a_margin_beyond_them_nothing():
     assert sorted(map("".join, compositions)) == ["AlAlAlAlMgMgMgMg", "Mg" * 8]
 
 
-def test_a_composition_that_eight_atoms_cannot_have_is_compressed_alone():
-    atoms = bulk("Cu").repeat((5, 1, 1))
-    atoms.symbols = "CoCrFeMnNi"
-    known = ground.Ground([atoms], [ground.Curve(-4.0, 12.0, 1.0)])
-    hunted = hunt.Hunted(known, [atoms], {"Co-Cr": 2.2}, 0)
+def alone(formula):
+    atoms = Atoms(
+        formula, scaled_positions=np.random.default_rng(0).random((len(Atoms(formula)), 3)), cell=8 * np.eye(3), pbc=True
+    )
+    return hunt.Hunted(ground.Ground([atoms], [ground.Curve(-4.0, 12.0, 1.0)]), [atoms], {}, 0)
+
+
+@pytest.mark.parametrize(("formula", "cell"), [
+    ("CoCrFeMnNi", "CoCoCrCrFeFeMnMnNiNi"), ("H2O", "HHHHHHOOO"), ("SiO2", "OOOOOOSiSiSi"), ("NaCl", "ClClClClNaNaNaNa"),
+    ("Al4O6", "AlAlAlAlOOOOOO"),
+])  # fmt: skip
+def test_random_cells_have_whole_formula_units(formula, cell):
+    hunted = alone(formula)
+    assert ["".join(symbols) for symbols in hunted.compositions] == [cell]
+    assert {trial.kind for trial in hunt.trials(hunted, 0)} == set(hunt.KINDS)
+
+
+def test_a_formula_too_large_for_a_cell_is_compressed_alone():
+    hunted = alone("Li10GeP2S12")
     assert hunted.compositions == []
     assert {trial.kind for trial in hunt.trials(hunted, 0)} == {"compressed", "volumes"}
 
@@ -215,9 +230,38 @@ def test_bounds_that_contradict_the_data_are_weakened_until_they_cost_little(fit
     assert 0 < data.rise(c) <= hold.COST * data.unseen
 
 
-def test_a_molecular_crystal_is_no_bulk():
-    assert not ground.is_bulk(Atoms("H2", [(0, 0, 0), (0, 0, 0.74)], cell=[4, 4, 4], pbc=True))
-    assert ground.is_bulk(bulk("Al"))
+def molecules(name, vacuum):
+    atoms = molecule(name)
+    atoms.center(vacuum=vacuum)
+    atoms.pbc = True
+    return atoms
+
+
+def slab_with(gap):
+    slab = fcc111("Al", (1, 1, 4), vacuum=gap / 2)
+    slab.pbc = True
+    return slab
+
+
+# Cells as measured, from R. W. G. Wyckoff, Crystal Structures (1963).
+CALCITE = crystal(
+    ["Ca", "C", "O"], [(0, 0, 0), (0, 0, 0.25), (0.2568, 0, 0.25)], spacegroup=167, cellpar=[4.99, 4.99, 17.06, 90, 90, 120]
+)
+DRY_ICE = crystal(["C", "O"], [(0, 0, 0), (0.1185, 0.1185, 0.1185)], spacegroup=205, cellpar=[5.624] * 3 + [90] * 3)
+BRUCITE = crystal(["Mg", "O", "H"], [(0, 0, 0), (1 / 3, 2 / 3, 0.22), (1 / 3, 2 / 3, 0.43)], spacegroup=164,
+                  cellpar=[3.142, 3.142, 4.766, 90, 90, 120])  # fmt: skip
+SODALITE = crystal(["Si", "O"], [(0.25, 0.5, 0), (0.1464, 0.1464, 0.5)], spacegroup=229, cellpar=[8.83] * 3 + [90] * 3)
+VACANCY = bulk("Si", cubic=True).repeat(2)[1:]
+
+
+@pytest.mark.parametrize(("atoms", "dense"), [
+    (bulk("Al"), True), (bulk("Si"), True), (bulk("Cs"), True), (bulk("Xe"), True), (CALCITE, True), (DRY_ICE, True),
+    (BRUCITE, True), (VACANCY, True), (SODALITE, False), (molecules("C60", 1.6), False), (molecules("CH3CH2OH", 2.4), False),
+    (molecules("H2", 1.7), True), (molecules("H2", 3.0), False), (slab_with(7.5), False), (molecule("H2O"), False),
+], ids=lambda one: one.get_chemical_formula() if isinstance(one, Atoms) else str(one))  # fmt: skip
+def test_bulk_is_what_has_no_void_whatever_its_bonds(atoms, dense):
+    """Also with bonds of 1 Å in a cell of large ions."""
+    assert ground.is_bulk(atoms) is dense
 
 
 def test_where_nothing_was_found_is_told(held):
