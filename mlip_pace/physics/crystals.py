@@ -1,7 +1,9 @@
-"""The crystals of the data: the structure of lowest energy of each composition, relaxed with its cell, and its symmetry.
+"""The crystals of the data: structures of the lowest energy of each composition, relaxed with their cells, and their symmetry.
 
-What is hot, strained or in a supercell in the data relaxes to a crystal or to none. Space groups and standard cells are
-spglib's (A. Togo, K. Shinohara, I. Tanaka, Sci. Technol. Adv. Mater., Meth. 4, 2384822 (2024)).
+The lowest energy may be that of a cold cell with a vacancy, where the data have the perfect crystal only hot. So the lowest one
+of each number of atoms is relaxed, and what is then lowest for the potential is the crystal. What is hot, strained or in a
+supercell in the data relaxes to a crystal or to none. Space groups and standard cells are spglib's (A. Togo, K. Shinohara,
+I. Tanaka, Sci. Technol. Adv. Mater., Meth. 4, 2384822 (2024)).
 Energies in eV/atom relative to the sum of E0, lengths in Å, angles in degrees.
 """
 
@@ -10,8 +12,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,7 @@ STEPS = 500  # of a relaxation
 AWAY, RESTLESS = "it relaxes away", "it did not relax"
 NEARLY = 0.1  # eV/Å; forces that are smaller at the end are no sign that a crystal falls apart
 HIGHER = 1e-3  # eV/atom that the symmetric structure may be above the one that it was found in
+CANDIDATES, HEAT = 3, 0.2  # structures of a composition that are relaxed; eV/atom that they are above the lowest, at most
 VOLUMES = 0.6, 1.6  # of a structure, that it may relax to
 LARGEST_CELL, WITHOUT_SYMMETRY = 60, 16  # atoms of the primitive cell of what counts as a crystal; of one that has no symmetry
 
@@ -84,8 +88,10 @@ class Crystal:
     source: str  # which structure of the data
     in_data: Lattice
     energy_dft: float  # of that, eV/atom
+    lowest_dft: float  # of all of its composition, eV/atom
     relaxed: Lattice
     energy: float  # of what it relaxed to, eV/atom
+    distortion: float  # as it relaxed: the largest over the smallest stretch of its cell, less one
     conventional: Cell
     is_crystal: bool  # else it is a large cell without symmetry, of which the rest is not computed
 
@@ -118,26 +124,46 @@ class Lowest:
     source: str
     atoms: Atoms
     energy: float  # eV/atom
+    lowest_dft: float  # of all that are bulk of the composition, eV/atom
 
 
-def lowest_of(frame: pd.DataFrame) -> tuple[list[Lowest], list[Lowest]]:
-    """Of each composition of the data (columns of `dataset.py`) the bulk structure of lowest energy; and the structure of
-    lowest energy of those that have none. Bulk elements come first, then compounds by the number of atoms in their formula; of
-    the others those with the most structures.
+def lowest_of(frame: pd.DataFrame) -> tuple[list[list[Lowest]], list[Lowest]]:
+    """Of each composition of the data (columns of `dataset.py`) the bulk structures of lowest energy, each with another number
+    of atoms, the lowest first; and of the compositions that have no bulk one the structure of lowest energy. Elements come
+    first, then compounds by the number of atoms in their formula; of those without bulk the ones with the most structures.
     """
-    cohesive = (frame[ENERGY] - frame[ENERGY_ATOMS]) / frame[ATOMS].map(len)
-    found, without = list[Lowest](), list[tuple[int, Lowest]]()
+    sizes = frame[ATOMS].map(len)
+    cohesive = (frame[ENERGY] - frame[ENERGY_ATOMS]) / sizes
+    found, without = list[list[Lowest]](), list[tuple[int, Lowest]]()
     for name, alike in cohesive.groupby(frame[ATOMS].map(composition)):
-        order = alike.sort_values(kind="stable").index
-        bulk = next((n for n in order if is_bulk(frame[ATOMS][n])), None)
-        n = order[0] if bulk is None else bulk
-        lowest = Lowest(str(name), str(frame[SOURCE][n]), bare(frame[ATOMS][n]), float(cohesive[n]))
-        if bulk is None:
-            without.append((len(alike), lowest))
+        if several := _candidates(frame, alike, sizes):
+            found.append([Lowest(str(name), *one, several[0][2]) for one in several])
         else:
-            found.append(lowest)
-    found.sort(key=lambda one: (_formula_atoms(one.atoms), one.energy))
-    return found, [lowest for _, lowest in sorted(without, key=lambda one: -one[0])]
+            without.append((len(alike), Lowest(str(name), *_found(frame, alike, alike.idxmin()), float(alike.min()))))
+    found.sort(key=lambda several: (_formula_atoms(several[0].atoms), several[0].energy))
+    return found, [one for _, one in sorted(without, key=lambda one: -one[0])]
+
+
+def _candidates(frame: pd.DataFrame, alike: Any, sizes: Any) -> list[tuple[str, Atoms, float]]:
+    """The bulk structures of lowest energy of one composition (energies `alike`), each with another number of atoms."""
+    found = list[tuple[str, Atoms, float]]()
+    for _, same in sorted(alike.groupby(sizes[alike.index]), key=lambda one: float(one[1].min())):
+        if found and (len(found) == CANDIDATES or same.min() > found[0][2] + HEAT):
+            break
+        n = next((n for n in same.sort_values(kind="stable").index if is_bulk(frame[ATOMS][n])), None)
+        if n is not None:
+            found.append(_found(frame, alike, n))
+    found.sort(key=lambda one: one[2])
+    return [one for one in found if one[2] <= found[0][2] + HEAT]
+
+
+def _found(frame: pd.DataFrame, energies: Any, n: Any) -> tuple[str, Atoms, float]:
+    return str(frame[SOURCE][n]), bare(frame[ATOMS][n]), float(energies[n])
+
+
+def preferred(crystals: Sequence[Crystal]) -> Crystal:
+    """The first, unless another is lower for the potential."""
+    return reduce(lambda best, other: other if other.energy < best.energy - HIGHER else best, crystals)
 
 
 def _formula_atoms(atoms: Atoms) -> int:
@@ -158,7 +184,15 @@ def crystal_of(lowest: Lowest, calculator: Any, e0: Mapping[str, float], deadlin
     lattice, small = Lattice.of(best), len(best) <= LARGEST_CELL
     is_crystal = small and (lattice.number > 1 or len(best) <= WITHOUT_SYMMETRY)
     cell = Cell.of(best if conventional is None else conventional)
-    return Crystal(lowest.source, Lattice.of(given), lowest.energy, lattice, energy, cell, is_crystal)
+    return Crystal(
+        lowest.source, Lattice.of(given), lowest.energy, lowest.lowest_dft, lattice, energy, _distortion(given, first), cell,
+        is_crystal)  # fmt: skip
+
+
+def _distortion(before: Atoms, after: Atoms) -> float:
+    """How much the shape of a cell has changed: the largest over the smallest stretch, less one."""
+    stretches = np.linalg.svd(np.linalg.solve(before.cell.array, after.cell.array), compute_uv=False)
+    return float(stretches[0] / stretches[-1]) - 1
 
 
 def relaxed(atoms: Atoms, calculator: Any, deadline: float = math.inf, cell: bool = False, fmax: float = LAST) -> Atoms:

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
@@ -42,6 +44,8 @@ BELOW, SWOLLEN = (
     0.3,
     0.15,
 )  # eV/atom below the data (heat is 0.26 at 2000 K), and part of the volume, that are told of what has relaxed
+DISTORTED = 0.1  # of a cell that relaxes, that is told
+SLOPES, APART = (1.0, 10.0), 1.15  # B0' that crystals have; the larger bulk modulus over the smaller one
 MEASURES: dict[str, Callable[[Crystal, Any, float], Any]] = {
     "equation": volumes.of_crystal, "elastic": elastic.elastic, "phonons": phonons.phonons, "vacancies": defects.vacancies,
     "surfaces": defects.surfaces, DYNAMICS: dynamics.dynamics,
@@ -70,6 +74,51 @@ class Known:
     surfaces: list[Facet] | None = None
     dynamics: Dynamics | None = None
 
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against the potential for this crystal, in words that follow its name."""
+        return _of_crystal(self.crystal) + _of_elasticity(self.equation, self.elastic) + _of_phonons(self.phonons)
+
+
+def _of_crystal(crystal: Crystal) -> list[str]:
+    said, below = [], crystal.lowest_dft - crystal.energy
+    if below > BELOW:
+        said.append(
+            f"relaxes to {below:.2f} eV/atom below the lowest energy that the data have of it: the potential prefers what DFT "
+            "does not know"
+        )
+    swollen = crystal.relaxed.volume / crystal.in_data.volume - 1
+    if abs(swollen) > SWOLLEN:
+        said.append(f"relaxes to a volume that is {swollen:+.0%} of that in the data")
+    if crystal.distortion > DISTORTED:
+        said.append(f"relaxes to a cell of another shape than in the data: its stretches differ by {crystal.distortion:.0%}")
+    return said
+
+
+def _of_elasticity(equation: Equation | None, elastic: Elastic | None) -> list[str]:
+    said = []
+    if equation and not SLOPES[0] < equation.derivative < SLOPES[1]:
+        said.append(f"has B0' = {equation.derivative:.1f} by its equation of state, where crystals have 2 to 8")
+    if equation and elastic:
+        # That of a cell which keeps its shape, as the equation has it (Voigt's mean).
+        voigt = float(np.array(elastic.matrix)[:3, :3].mean())
+        if max(voigt, equation.modulus) > APART * min(voigt, equation.modulus):
+            said.append(
+                f"has a bulk modulus of {equation.modulus:.0f} GPa by its equation of state and of {voigt:.0f} by its elastic "
+                "constants: the potential is rough around it"
+            )
+    if elastic and not elastic.stable:
+        said.append("is not stable against strain: Born's criteria are broken")
+    return said
+
+
+def _of_phonons(phonons: Phonons | None) -> list[str]:
+    if not phonons or not phonons.imaginary:
+        return []
+    mode = phonons.imaginary[0]
+    at = f"{mode.name or 'q'} ({', '.join(f'{x:g}' for x in mode.q)})"
+    return [f"has imaginary phonons, the largest at {at}: {abs(mode.frequency):.2f}i THz"]
+
 
 @dataclass(frozen=True)
 class Moved:
@@ -90,23 +139,7 @@ class Physics:
     @property
     def warnings(self) -> list[str]:
         """What a user should know who simulates these crystals."""
-        said = []
-        for name, one in self.crystals.items():
-            below = one.crystal.energy_dft - one.crystal.energy
-            if below > BELOW:
-                said.append(
-                    f"{name} relaxes to {below:.2f} eV/atom below the lowest energy that the data have of it: the potential "
-                    "prefers what DFT does not know"
-                )
-            swollen = one.crystal.relaxed.volume / one.crystal.in_data.volume - 1
-            if abs(swollen) > SWOLLEN:
-                said.append(f"{name} relaxes to a volume that is {swollen:+.0%} of that in the data")
-            if one.elastic and not one.elastic.stable:
-                said.append(f"{name} is not stable against strain: Born's criteria are broken")
-            if one.phonons and one.phonons.imaginary:
-                mode = one.phonons.imaginary[0]
-                at = f"{mode.name or 'q'} ({', '.join(f'{x:g}' for x in mode.q)})"
-                said.append(f"{name} has imaginary phonons, the largest at {at}: {abs(mode.frequency):.2f}i THz")
+        said = [f"{name} {doubt}" for name, known in self.crystals.items() for doubt in known.doubts]
         runs = {name: known.dynamics for name, known in self.crystals.items()}
         for name, run in (runs | {name: moved.dynamics for name, moved in self.others.items()}).items():
             # A slope that the noise makes, over so short a time, is no drift.
@@ -138,21 +171,23 @@ def measure(
     """The stage. `frame` is that of the data (columns of `dataset.py`); `end` is when to end (of time.monotonic)."""
     lowest, without = crystals.lowest_of(frame)
     left_out = [LeftOut(one.composition, CRYSTAL, "no structure of it in the data is bulk") for one in without]
-    left_out += [LeftOut(one.composition, CRYSTAL, f"{MOST} compositions are looked at") for one in lowest[MOST:]]
+    left_out += [LeftOut(several[0].composition, CRYSTAL, f"{MOST} compositions are looked at") for several in lowest[MOST:]]
     calculator, now = PotentialCalculator(published.potential, published.reference), time.monotonic()
     find = partial(_crystal, calculator=calculator, e0=e0, end=now + FIRST * (end - now))
+    relaxed = pool.parallel_map(find, [one for several in lowest[:MOST] for one in several], workers)
     known = dict[str, Known]()
-    for one, crystal in zip(lowest, pool.parallel_map(find, lowest[:MOST], workers), strict=False):
-        if isinstance(crystal, Crystal):
-            known[one.composition] = Known(crystal)
+    for several in lowest[:MOST]:
+        outcomes = list(islice(relaxed, len(several)))
+        if found := [crystal for crystal in outcomes if isinstance(crystal, Crystal)]:
+            known[several[0].composition] = Known(crystals.preferred(found))
         else:
-            left_out.append(LeftOut(one.composition, CRYSTAL, crystal))
+            left_out.append(LeftOut(several[0].composition, CRYSTAL, outcomes[0]))
     for composition, crystal in ((composition, one.crystal) for composition, one in known.items()):
         if not crystal.is_crystal:
             size, group = len(crystal.conventional.symbols), crystal.relaxed.space_group
             left_out.append(LeftOut(composition, REST, f"it relaxes to a cell of {size} atoms in {group}, no crystal"))
     sought = [name for name, one in known.items() if one.crystal.is_crystal]
-    others = [one for one in lowest[:MOST] if one.composition not in sought] + without
+    others = [several[0] for several in lowest[:MOST] if several[0].composition not in sought] + without
     recognise = partial(_data, frame=frame, calculator=calculator, e0=e0, end=end)
     recognised = pool.parallel_map(recognise, [known[name].crystal for name in sought], workers)
     for composition, data in zip(sought, recognised, strict=True):

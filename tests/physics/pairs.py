@@ -12,7 +12,7 @@ from mlip_pace.physics.crystals import Lowest
 
 def relaxed(atoms, calculator):
     """The crystal that a structure relaxes to with an ASE calculator."""
-    return crystals.crystal_of(Lowest("A", "made", atoms, 0.0), calculator, {})
+    return crystals.crystal_of(Lowest("A", "made", atoms, 0.0, 0.0), calculator, {})
 
 
 class Pairs:

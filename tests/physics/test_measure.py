@@ -14,10 +14,12 @@ from ase.calculators.emt import EMT
 from conftest import labelled, mlip_pace
 
 from mlip_pace import load_calculator
+from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.collect import dataset
 from mlip_pace.physics import crystals, elastic, measure
 from mlip_pace.physics.crystals import Cell
 from mlip_pace.physics.measure import LeftOut
+from mlip_pace.physics.volumes import Equation
 from mlip_pace.publish.evaluate import Published
 from mlip_pace.publish.potential import Potential, intact
 from mlip_pace.run.compute import end_of_share
@@ -122,7 +124,7 @@ class OffCentre(Calculator):
 
 def test_what_is_a_little_off_the_places_of_a_symmetry_stays_there_if_that_is_lower():
     given = Atoms("CsCl", cell=4 * np.eye(3), scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5 + 0.015 / 4]], pbc=True)
-    found = crystals.crystal_of(crystals.Lowest("CsCl", "x", given, -3.0), OffCentre(), {})
+    found = crystals.crystal_of(crystals.Lowest("CsCl", "x", given, -3.0, -3.0), OffCentre(), {})
     assert found.energy == pytest.approx(-3.005, abs=1e-5)
     assert found.relaxed.space_group == "P4mm"
     for cell in (found.atoms(), found.primitive()):
@@ -145,12 +147,49 @@ def test_what_is_a_little_off_the_places_of_a_symmetry_stays_there_if_that_is_lo
 def test_a_crystal_that_falls_apart_as_it_relaxes_is_told(energy, volume, reason, said):
     """Which has -3 eV/atom and 16 Å^3/atom in the data."""
     lattices = [replace(crystals.Lattice.of(bulk("Al")), volume=one) for one in (16.0, volume)]
-    cell = crystals.crystal_of(crystals.Lowest("Al", "x", bulk("Al"), -3.0), EMT(), {}).conventional
-    crystal = crystals.Crystal("x", lattices[0], -3.0, lattices[1], energy, cell, True)
+    cell = crystals.crystal_of(crystals.Lowest("Al", "x", bulk("Al"), -3.0, -3.0), EMT(), {}).conventional
+    crystal = crystals.Crystal("x", lattices[0], -2.9, -3.0, lattices[1], energy, 0.02, cell, True)
     left_out = [LeftOut("Mg", "crystal", reason)] if reason else []
     warnings = measure.Physics({"Al": measure.Known(crystal)}, left_out).warnings
     assert len(warnings) == len(said)
     assert all(warning.startswith(words) for warning, words in zip(warnings, said, strict=True))
+
+
+def test_the_crystal_is_found_where_only_a_cell_with_a_vacancy_is_cold(published):
+    """It is in the data once, hot, and so higher than the vacancy."""
+    potential, measured = published
+    calculator = PotentialCalculator(potential.path, potential.reference)
+
+    def at_rest(atoms):
+        return labelled(atoms, float(calculator.predict(atoms)[0]))
+
+    perfect = bulk("Al", cubic=True).repeat(2)
+    vacancy, hot = perfect[1:], perfect.copy()
+    hot.positions += 0.12 * np.random.default_rng(1).normal(size=hot.positions.shape)
+    vacancy, hot = at_rest(vacancy), at_rest(hot)
+    assert vacancy.get_potential_energy() / len(vacancy) < hot.get_potential_energy() / len(hot)
+    crystal = measured([vacancy, hot]).crystals["Al"].crystal
+    assert (crystal.source, crystal.relaxed.space_group, len(crystal.conventional.symbols)) == ("made#1", "Fm-3m", 4)
+    assert crystal.lowest_dft < crystal.energy_dft
+    assert len(measured([vacancy]).crystals["Al"].crystal.conventional.symbols) == 31  # nothing else is known
+
+
+def test_rough_elasticity_and_a_cell_that_changes_its_shape_are_told():
+    cell = crystals.crystal_of(crystals.Lowest("Al", "x", bulk("Al"), -3.0, -3.0), EMT(), {})
+    stiffness = np.diag([60.0, 60, 60, 30, 30, 30]) + 40 * np.pad(np.ones((3, 3)), (0, 3))  # Voigt's bulk modulus: 60 GPa
+    elastic_ = elastic.Elastic({}, stiffness.tolist(), 60.0, 30.0, 30.0, True, 0.0)
+
+    def told(slope, modulus, distortion=0.0):
+        known = measure.Known(replace(cell, distortion=distortion), None, Equation(16.0, modulus, slope), elastic_)
+        return measure.Physics({"Al": known}).warnings
+
+    assert told(4.5, 60.0) == told(2.0, 66.0) == []
+    (said,) = told(-4.5, 60.0)
+    assert said.startswith("Al has B0' = -4.5 by its equation of state")
+    (said,) = told(4.5, 80.0)
+    assert said.startswith("Al has a bulk modulus of 80 GPa by its equation of state and of 60 by its elastic constants")
+    (said,) = told(4.5, 60.0, 0.12)
+    assert said == "Al relaxes to a cell of another shape than in the data: its stretches differ by 12%"
 
 
 def test_molecules_and_what_is_no_crystal_are_told(published):

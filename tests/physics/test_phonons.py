@@ -58,7 +58,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from mlip_pace.physics import crystals, phonons
 from mlip_pace.run import pool
-copper = crystals.crystal_of(crystals.Lowest("Cu", "", bulk("Cu"), -3.5), EMT(), {})
+copper = crystals.crystal_of(crystals.Lowest("Cu", "", bulk("Cu"), -3.5, -3.5), EMT(), {})
 first = phonons.phonons(copper, EMT())
 assert list(pool.parallel_map(partial(phonons.phonons, calculator=EMT()), [copper, copper], 2)) == [first, first]
 """

@@ -14,14 +14,14 @@ from mlip_pace.physics.volumes import Equation
 from mlip_pace.report.crystals import crystals_section
 
 LATTICE = Lattice((4.05, 4.05, 4.05), (90.0, 90.0, 90.0), 16.6, "Fm-3m", 225)
-CRYSTAL = Crystal("run#3", Lattice((8.2, 8.1, 8.1), (90.0, 90.0, 90.0), 16.9, "P1", 1), -3.4, LATTICE, -3.5,
+CRYSTAL = Crystal("run#3", Lattice((8.2, 8.1, 8.1), (90.0, 90.0, 90.0), 16.9, "P1", 1), -3.4, -3.4, LATTICE, -3.5, 0.02,
                   Cell(["Al"], np.eye(3).tolist(), [[0.0, 0.0, 0.0]]), True)  # fmt: skip
 BANDS = Bands([0.0, 0.5, 1.0], [[0.0, -1.0, -1.5]] * 3, [(0.0, "G"), (1.0, "X")])
 KNOWN = Known(
     CRYSTAL,
     Data(Equation(16.5, 77.0, 4.5), {"C11": 110.0}, 6, [Slab("run#9", (1, 1, 1), 12, 0.81, 0.79)], []),
     Equation(16.6, 75.0, 4.6),
-    Elastic({"C11": 100.0, "C12": 120.0, "C44": 30.0}, np.eye(6).tolist(), 113.3, 5.0, -20.0, False, 0.0),
+    Elastic({"C11": 100.0, "C12": 120.0, "C44": 30.0}, np.full((6, 6), 75.0).tolist(), 113.3, 5.0, -20.0, False, 0.0),
     Phonons(108, [12.0] * 3, 9.5, [Mode((0.5, 0.0, 0.5), "X", -1.5)], 0.125, [], BANDS),
     dynamics=Dynamics(216, 1.0, 600.0, 0.5, 601.0, 2.1, 0.2, 1.0, 590.0, 2e-5, 1e-6),
 )
