@@ -46,9 +46,16 @@ def gap_along(atoms: Atoms, axis: int) -> float:
     return float(np.diff(places, append=places[0] + 1).max() * heights(atoms)[axis])
 
 
-def largest_void(atoms: Atoms) -> float:
-    """The distance (Å) of the emptiest place of a periodic cell from the surface of an atom, by covalent radii (B. Cordero et
-    al., Dalton Trans. 2008, 2832); if it is above VOID, only that it is.
+def is_bulk(atoms: Atoms) -> bool:
+    """Whether a structure is periodic, and has no layer without atoms nor another void."""
+    if not atoms.pbc.all() or max(gap_along(atoms, axis) for axis in range(3)) > GAP:
+        return False
+    return emptiest(atoms)[1] <= VOID
+
+
+def emptiest(atoms: Atoms) -> tuple[Array, float]:
+    """The emptiest place of a periodic cell, (3,), and its distance (Å) from the surface of an atom, by covalent radii (B.
+    Cordero et al., Dalton Trans. 2008, 2832); of a distance above VOID only that it is.
     """
     spacing = max(SPACING, float(np.cbrt(atoms.cell.volume / PLACES)))
     counts = np.ceil(atoms.cell.lengths() / spacing).astype(int)
@@ -63,4 +70,5 @@ def largest_void(atoms: Atoms) -> float:
         of_element = (images[:, atoms.numbers == number])[near[:, atoms.numbers == number]]
         distance, _ = cKDTree(of_element @ atoms.cell.array).query(places @ atoms.cell.array)
         np.minimum(empty, distance - covalent_radii[number], out=empty)
-    return float(empty.max())
+    place: Array = places[empty.argmax()] @ atoms.cell.array
+    return place, float(empty.max())

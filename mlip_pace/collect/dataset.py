@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 from ase import Atoms
 
-from mlip_pace.collect import atomic_energies, columns
+from mlip_pace.collect import atomic_energies, columns, pressure
 from mlip_pace.collect.audit import Audit, NotInBasis, checked, fully_periodic, label_weights
 from mlip_pace.collect.consistency import contradiction
 from mlip_pace.collect.extxyz import Piece, pieces_of
 from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, NotRead, Unconverged
 from mlip_pace.collect.labels import Broken, kinds_of_energy, labels
 from mlip_pace.collect.read import read_frames
-from mlip_pace.collect.split import TEST, TRAIN, split_by_group
+from mlip_pace.collect.split import TEST, TRAIN, split_by_group, untested
 from mlip_pace.errors import DataError
 from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
@@ -69,9 +69,14 @@ class FilePiece:
 
     def __iter__(self) -> Iterator[Structure]:
         file = self.piece.file
-        for number, atoms in enumerate(read_frames(self.piece), self.piece.frames):
-            source = f"{file.name}#{number}"
-            yield source, source if file.format in COLLECTIONS else file.name, atoms
+        group, symbols = file.name, ""
+        for number, frame in enumerate(read_frames(self.piece), self.piece.frames):
+            source, atoms = f"{file.name}#{number}", frame.atoms if isinstance(frame, Unconverged) else frame
+            if not isinstance(atoms, str):
+                other, symbols = symbols and symbols != str(atoms.symbols), str(atoms.symbols)
+                if other:  # no calculation changes its atoms
+                    group = source
+            yield source, source if file.format in COLLECTIONS else group, frame
 
 
 def structures_of(files: list[InputFile]) -> list[FilePiece]:
@@ -294,7 +299,8 @@ def assemble(
         left_out=audit.left_out,
         warnings=warnings(audit, data)
         + atomic_energies.warnings(e0, e0_source, frame[ATOMS], frame[ENERGY])
-        + _untested(frame, data),
+        + pressure.unknown(frame[ATOMS][frame[SPLIT] == TRAIN].array, STRESS in frame)
+        + untested(frame[GROUP], frame[SPLIT], data),
     )
     return frame, about
 
@@ -323,12 +329,6 @@ def warnings(audit: Audit, data: DataSettings) -> list[str]:
             f"{audit.unconverged} structures of calculations that are not valid are used (MLIP_PACE_DATA_UNCONVERGED=keep)"
         )
     return said
-
-
-def _untested(frame: pd.DataFrame, data: DataSettings) -> list[str]:
-    if not (data.test_path or data.test_fraction > 0) or (frame[SPLIT] == TEST).any():
-        return []
-    return ["there are no test structures: what is in the test data is also in the training data, or it cannot be split"]
 
 
 def refuse_bad_data(audit: Audit, data: DataSettings, limit: float) -> None:

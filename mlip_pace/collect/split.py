@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from ase import Atoms
 
+from mlip_pace.settings import DataSettings
+
 TRAIN, TEST = "train", "test"
 
 
@@ -37,3 +39,17 @@ def split_by_group(groups: Sequence[str], structures: Sequence[Atoms], fraction:
     if not test:
         take(min(drawn, key=lambda g: (sizes[g], drawn.index(g))), most=count / 2)
     return [TEST if group in test else TRAIN for group in groups]
+
+
+def untested(groups: Sequence[str], split: Sequence[str], data: DataSettings) -> list[str]:
+    """Why there are no test structures, if some were asked for."""
+    if not (data.test_path or data.test_fraction > 0) or TEST in set(split):
+        return []
+    if data.test_path:
+        return ["there are no test structures: all of the test data is also in the training data"]
+    if len(set(groups)) == 1:
+        return [
+            f"there are no test structures: all are of one calculation ({next(iter(groups))}), whose frames are alike; give "
+            "others by MLIP_PACE_DATA_TEST_PATH, or, if they are of several, as extended XYZ or with a `group` each"
+        ]
+    return ["there are no test structures: there are too few calculations, or elements that only one of them has"]

@@ -1,9 +1,9 @@
 """The crystals of the data: structures of the lowest energy of each composition, relaxed with their cells, and their symmetry.
 
 The lowest energy may be that of a cold cell with a vacancy, where the data have the perfect crystal only hot. So the lowest one
-of each number of atoms is relaxed, and what is then lowest for the potential is the crystal. What is hot, strained or in a
-supercell in the data relaxes to a crystal or to none. Space groups and standard cells are spglib's (A. Togo, K. Shinohara,
-I. Tanaka, Sci. Technol. Adv. Mater., Meth. 4, 2384822 (2024)).
+of each number of atoms is relaxed, vacancies of elements are filled, and what is then lowest for the potential is the crystal.
+What is hot, strained or in a supercell relaxes to a crystal or to none. Space groups and standard cells are spglib's (A. Togo,
+K. Shinohara, I. Tanaka, Sci. Technol. Adv. Mater., Meth. 4, 2384822 (2024)).
 Energies in eV/atom relative to the sum of E0, lengths in Å, angles in degrees.
 """
 
@@ -25,9 +25,9 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS
 
 from mlip_pace.arrays import Array
-from mlip_pace.collect.cells import heights
+from mlip_pace.collect.cells import emptiest, heights, is_bulk
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, composition
-from mlip_pace.probe.ground import is_bulk
+from mlip_pace.collect.neighbours import nearest
 from mlip_pace.run.stopping import raise_if_stopped
 
 SAME_PLACE = 0.05  # Å: atoms this far from places of a symmetry may belong on them; the relaxation then says
@@ -37,7 +37,10 @@ STEPS = 500  # of a relaxation
 AWAY, RESTLESS = "it relaxes away", "it did not relax"
 NEARLY = 0.1  # eV/Å; forces that are smaller at the end are no sign that a crystal falls apart
 HIGHER = 1e-3  # eV/atom that the symmetric structure may be above the one that it was found in
-CANDIDATES, HEAT = 3, 0.2  # structures of a composition that are relaxed; eV/atom that they are above the lowest, at most
+CANDIDATES = 3  # structures of a composition that are relaxed
+HEAT = 1.0  # eV/atom that they are above the lowest, at most: solids at 3000 K have 0.8
+LEAST_WITH_VACANCY = 15  # atoms of a supercell of an element that may have one
+LONGEST_BOND, NEARLY_A_BOND = 6.0, 0.85  # Å; of the shortest distance, that the place of a vacancy is away from all atoms
 VOLUMES = 0.6, 1.6  # of a structure, that it may relax to
 LARGEST_CELL, WITHOUT_SYMMETRY = 60, 16  # atoms of the primitive cell of what counts as a crystal; of one that has no symmetry
 
@@ -174,12 +177,15 @@ def crystal_of(lowest: Lowest, calculator: Any, e0: Mapping[str, float], deadlin
     """What a structure of the data relaxes to, its cell with it. Raises `LeftOutError`."""
     given = lowest.atoms
     first = relaxed(given, calculator, deadline, cell=True, fmax=FIRST)
-    best, energy = first, cohesive(first, calculator, e0)
-    if (symmetric := standard(first, primitive=True, within=SAME_PLACE)) is not None:
-        best = relaxed(symmetric, calculator, deadline, cell=True, fmax=LAST)
-        if cohesive(best, calculator, e0) > energy + HIGHER:  # its symmetry is lower than it looks
-            best = relaxed(first, calculator, deadline, cell=True, fmax=LAST)
-        energy = cohesive(best, calculator, e0)
+    best, energy = _settled(first, calculator, e0, deadline)
+    while (fuller := filled(best)) is not None:
+        try:
+            other, below = _settled(relaxed(fuller, calculator, deadline, cell=True, fmax=FIRST), calculator, e0, deadline)
+        except LeftOutError:
+            break
+        if below > energy - HIGHER:
+            break
+        best, energy = other, below
     conventional = standard(best)
     lattice, small = Lattice.of(best), len(best) <= LARGEST_CELL
     is_crystal = small and (lattice.number > 1 or len(best) <= WITHOUT_SYMMETRY)
@@ -187,6 +193,27 @@ def crystal_of(lowest: Lowest, calculator: Any, e0: Mapping[str, float], deadlin
     return Crystal(
         lowest.source, Lattice.of(given), lowest.energy, lowest.lowest_dft, lattice, energy, _distortion(given, first), cell,
         is_crystal)  # fmt: skip
+
+
+def _settled(first: Atoms, calculator: Any, e0: Mapping[str, float], deadline: float) -> tuple[Atoms, float]:
+    """What nearly relaxed atoms relax to, with the symmetry that they nearly have if that is not higher, and its energy."""
+    best, energy = first, cohesive(first, calculator, e0)
+    if (symmetric := standard(first, primitive=True, within=SAME_PLACE)) is not None:
+        best = relaxed(symmetric, calculator, deadline, cell=True, fmax=LAST)
+        if cohesive(best, calculator, e0) > energy + HIGHER:  # its symmetry is lower than it looks
+            best = relaxed(first, calculator, deadline, cell=True, fmax=LAST)
+        energy = cohesive(best, calculator, e0)
+    return best, energy
+
+
+def filled(atoms: Atoms) -> Atoms | None:
+    """The supercell of an element with one more atom where it is emptiest, if that may be a vacancy."""
+    if len(atoms) < LEAST_WITH_VACANCY or len(set(atoms.symbols)) > 1:
+        return None
+    place, _ = emptiest(atoms)
+    fuller: Atoms = atoms + Atoms(atoms.symbols[:1], [place], cell=atoms.cell, pbc=True)
+    bond = float(nearest(atoms, LONGEST_BOND).min())
+    return fuller if nearest(fuller, 2 * bond)[-1] > NEARLY_A_BOND * bond else None
 
 
 def _distortion(before: Atoms, after: Atoms) -> float:

@@ -18,7 +18,7 @@ from ase import Atoms
 from scipy.optimize import linprog
 
 from mlip_pace.arrays import Array
-from mlip_pace.collect.cells import GAP, VOID, gap_along, largest_void
+from mlip_pace.collect.cells import is_bulk
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, composition
 
 STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)  # of lengths, from which the bulk modulus comes
@@ -74,13 +74,6 @@ class Ground:
     def content(self, symbols: Sequence[str]) -> Array:
         """Shares of the elements."""
         return np.array([list(symbols).count(element) / len(symbols) for element in self.elements])
-
-
-def is_bulk(atoms: Atoms) -> bool:
-    """Whether a structure is periodic, and has no layer without atoms nor another void."""
-    if not atoms.pbc.all() or max(gap_along(atoms, axis) for axis in range(3)) > GAP:
-        return False
-    return largest_void(atoms) <= VOID
 
 
 def ground(train: pd.DataFrame, energy: Energy) -> Ground:

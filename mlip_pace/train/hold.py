@@ -38,6 +38,7 @@ from mlip_pace.ace.calculator import PotentialCalculator
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.ace.files import convert, write_linear
 from mlip_pace.arrays import Array
+from mlip_pace.collect.cells import is_bulk
 from mlip_pace.collect.dataset import ATOMS, composition
 from mlip_pace.probe import ground, hunt
 from mlip_pace.probe.hunt import Frame, Hunted, Outcome
@@ -195,9 +196,7 @@ class Search:
         structures = self.train[ATOMS]
         if len(structures) > LOOKED_AT:
             structures = structures.sample(LOOKED_AT, random_state=self.seed)
-        known = [
-            a for a in structures if len(a) <= hunt.MOST_ATOMS and ground.is_bulk(a) and set(a.symbols) <= set(lowest.elements)
-        ]
+        known = [a for a in structures if len(a) <= hunt.MOST_ATOMS and is_bulk(a) and set(a.symbols) <= set(lowest.elements)]
         return Hunted(lowest, known, self.shortest, self.seed)
 
 

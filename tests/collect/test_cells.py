@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
+from ase.spacegroup import crystal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlip_pace import load_calculator
 from mlip_pace.collect.audit import fully_periodic
-from mlip_pace.collect.cells import SKEWED, compact
+from mlip_pace.collect.cells import SKEWED, compact, is_bulk
 
 # Integer matrices of determinant ±1: other vectors of the same lattice.
 shears = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(-40, 40)), max_size=4)
@@ -110,3 +111,37 @@ def test_slabs_wires_and_molecules_are_calculated_as_they_are(demo, atoms, alike
     np.testing.assert_allclose(energies, energies[0], atol=1e-8)
     np.testing.assert_allclose(forces[1], forces[0], atol=1e-8)
     np.testing.assert_allclose(forces[2], forces[0], atol=1e-8)
+
+
+def molecules(name, vacuum):
+    atoms = molecule(name)
+    atoms.center(vacuum=vacuum)
+    atoms.pbc = True
+    return atoms
+
+
+def slab_with(gap):
+    slab = fcc111("Al", (1, 1, 4), vacuum=gap / 2)
+    slab.pbc = True
+    return slab
+
+
+# Cells as measured, from R. W. G. Wyckoff, Crystal Structures (1963).
+CALCITE = crystal(
+    ["Ca", "C", "O"], [(0, 0, 0), (0, 0, 0.25), (0.2568, 0, 0.25)], spacegroup=167, cellpar=[4.99, 4.99, 17.06, 90, 90, 120]
+)
+DRY_ICE = crystal(["C", "O"], [(0, 0, 0), (0.1185, 0.1185, 0.1185)], spacegroup=205, cellpar=[5.624] * 3 + [90] * 3)
+BRUCITE = crystal(["Mg", "O", "H"], [(0, 0, 0), (1 / 3, 2 / 3, 0.22), (1 / 3, 2 / 3, 0.43)], spacegroup=164,
+                  cellpar=[3.142, 3.142, 4.766, 90, 90, 120])  # fmt: skip
+SODALITE = crystal(["Si", "O"], [(0.25, 0.5, 0), (0.1464, 0.1464, 0.5)], spacegroup=229, cellpar=[8.83] * 3 + [90] * 3)
+VACANCY = bulk("Si", cubic=True).repeat(2)[1:]
+
+
+@pytest.mark.parametrize(("atoms", "dense"), [
+    (bulk("Al"), True), (bulk("Si"), True), (bulk("Cs"), True), (bulk("Xe"), True), (CALCITE, True), (DRY_ICE, True),
+    (BRUCITE, True), (VACANCY, True), (SODALITE, False), (molecules("C60", 1.6), False), (molecules("CH3CH2OH", 2.4), False),
+    (molecules("H2", 1.7), True), (molecules("H2", 3.0), False), (slab_with(7.5), False), (molecule("H2O"), False),
+], ids=lambda one: one.get_chemical_formula() if isinstance(one, Atoms) else str(one))  # fmt: skip
+def test_bulk_is_what_has_no_void_whatever_its_bonds(atoms, dense):
+    """Also with bonds of 1 Å in a cell of large ions."""
+    assert is_bulk(atoms) is dense

@@ -8,6 +8,7 @@ from ase import Atoms
 from ase.build import bulk, fcc100
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane
+from ase.io.trajectory import Trajectory
 from conftest import RAW, labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -298,3 +299,25 @@ def test_forces_that_do_not_add_up_are_told_and_noise_is_not():
     odd, energy, forces = pulled(seed=5)
     forces[0] += [0, 0, 3.0]
     assert [w for w in became(labelled(odd, energy, forces), *others())[1] if "do not add up to 0" in w]
+
+
+def of_a_trajectory(path, structures):
+    with Trajectory(str(path), "w") as file:
+        for atoms in structures:
+            file.write(atoms)
+    pieces = dataset.structures_of(find_files(str(path)))
+    return dataset.assemble(pieces, None, dataset.Rules(DataSettings.model_construct()))
+
+
+def test_a_trajectory_of_one_run_has_no_test_set_and_says_why(tmp_path):
+    _, about = of_a_trajectory(tmp_path / "run.traj", good(12))
+    (said,) = [warning for warning in about.warnings if "no test structures" in warning]
+    assert "all are of one calculation (run.traj)" in said
+
+
+def test_frames_with_other_atoms_are_of_another_calculation(tmp_path):
+    """A .traj may be a collection: no run changes its atoms."""
+    others = [labelled(cell(0.9 + 0.01 * n, "Al4").repeat((1, 1, 2)), -28.0 + 0.01 * n) for n in range(4)]
+    frame, about = of_a_trajectory(tmp_path / "several.traj", [*good(8)[:4], *others, *good(8)[4:]])
+    assert sorted(frame["group"].value_counts().items()) == [("several.traj", 4), ("several.traj#4", 4), ("several.traj#8", 4)]
+    assert about.test == 4

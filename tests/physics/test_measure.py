@@ -155,8 +155,8 @@ def test_a_crystal_that_falls_apart_as_it_relaxes_is_told(energy, volume, reason
     assert all(warning.startswith(words) for warning, words in zip(warnings, said, strict=True))
 
 
-def test_the_crystal_is_found_where_only_a_cell_with_a_vacancy_is_cold(published):
-    """It is in the data once, hot, and so higher than the vacancy."""
+def test_the_crystal_is_found_where_only_a_cell_with_an_interstitial_is_cold(published):
+    """It is in the data once, hot, and so higher than the interstitial."""
     potential, measured = published
     calculator = PotentialCalculator(potential.path, potential.reference)
 
@@ -164,14 +164,24 @@ def test_the_crystal_is_found_where_only_a_cell_with_a_vacancy_is_cold(published
         return labelled(atoms, float(calculator.predict(atoms)[0]))
 
     perfect = bulk("Al", cubic=True).repeat(2)
-    vacancy, hot = perfect[1:], perfect.copy()
-    hot.positions += 0.12 * np.random.default_rng(1).normal(size=hot.positions.shape)
-    vacancy, hot = at_rest(vacancy), at_rest(hot)
-    assert vacancy.get_potential_energy() / len(vacancy) < hot.get_potential_energy() / len(hot)
-    crystal = measured([vacancy, hot]).crystals["Al"].crystal
+    defect, hot = perfect + Atoms("Al", [[0.0, 0.0, 2.025]]), perfect.copy()
+    hot.positions += 0.25 * np.random.default_rng(1).normal(size=hot.positions.shape)
+    defect, hot = at_rest(defect), at_rest(hot)
+    assert defect.get_potential_energy() / len(defect) < hot.get_potential_energy() / len(hot)
+    crystal = measured([defect, hot]).crystals["Al"].crystal
     assert (crystal.source, crystal.relaxed.space_group, len(crystal.conventional.symbols)) == ("made#1", "Fm-3m", 4)
     assert crystal.lowest_dft < crystal.energy_dft
-    assert len(measured([vacancy]).crystals["Al"].crystal.conventional.symbols) == 31  # nothing else is known
+
+
+@pytest.mark.parametrize(("make", "group", "sites"), [
+    (lambda: bulk("Cu", cubic=True).repeat(2)[1:], "Fm-3m", 4), (lambda: bulk("Cu", cubic=True).repeat(3)[2:], "Fm-3m", 4),
+], ids=["one vacancy", "two"])  # fmt: skip
+def test_vacancies_of_an_element_are_filled(make, group, sites):
+    """Where the data have no perfect crystal at all."""
+    crystal = crystals.crystal_of(crystals.Lowest("Cu", "x", make(), -3.5, -3.5), EMT(), {})
+    assert (crystal.relaxed.space_group, len(crystal.conventional.symbols)) == (group, sites)
+    assert crystals.filled(bulk("Cu").repeat(3)) is None  # the largest gap of a perfect crystal is no vacancy
+    assert crystals.filled(bulk("NaCl", "rocksalt", a=5.6).repeat(3)[1:]) is None
 
 
 def test_rough_elasticity_and_a_cell_that_changes_its_shape_are_told():

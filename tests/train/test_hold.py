@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, fcc111, molecule
+from ase.build import bulk
 from ase.calculators.calculator import Calculator
-from ase.spacegroup import crystal
 from conftest import EXAMPLES, design_rows
 
 from mlip_pace import reference
@@ -228,40 +227,6 @@ def test_bounds_that_contradict_the_data_are_weakened_until_they_cost_little(fit
     asked = hold.Rows(energies[None], np.zeros(1), np.array([energies @ data.solution.coefficients + 1e3]), np.full(1, 1e-3))
     c, _ = data.with_rows(asked, data.solution.coefficients)
     assert 0 < data.rise(c) <= hold.COST * data.unseen
-
-
-def molecules(name, vacuum):
-    atoms = molecule(name)
-    atoms.center(vacuum=vacuum)
-    atoms.pbc = True
-    return atoms
-
-
-def slab_with(gap):
-    slab = fcc111("Al", (1, 1, 4), vacuum=gap / 2)
-    slab.pbc = True
-    return slab
-
-
-# Cells as measured, from R. W. G. Wyckoff, Crystal Structures (1963).
-CALCITE = crystal(
-    ["Ca", "C", "O"], [(0, 0, 0), (0, 0, 0.25), (0.2568, 0, 0.25)], spacegroup=167, cellpar=[4.99, 4.99, 17.06, 90, 90, 120]
-)
-DRY_ICE = crystal(["C", "O"], [(0, 0, 0), (0.1185, 0.1185, 0.1185)], spacegroup=205, cellpar=[5.624] * 3 + [90] * 3)
-BRUCITE = crystal(["Mg", "O", "H"], [(0, 0, 0), (1 / 3, 2 / 3, 0.22), (1 / 3, 2 / 3, 0.43)], spacegroup=164,
-                  cellpar=[3.142, 3.142, 4.766, 90, 90, 120])  # fmt: skip
-SODALITE = crystal(["Si", "O"], [(0.25, 0.5, 0), (0.1464, 0.1464, 0.5)], spacegroup=229, cellpar=[8.83] * 3 + [90] * 3)
-VACANCY = bulk("Si", cubic=True).repeat(2)[1:]
-
-
-@pytest.mark.parametrize(("atoms", "dense"), [
-    (bulk("Al"), True), (bulk("Si"), True), (bulk("Cs"), True), (bulk("Xe"), True), (CALCITE, True), (DRY_ICE, True),
-    (BRUCITE, True), (VACANCY, True), (SODALITE, False), (molecules("C60", 1.6), False), (molecules("CH3CH2OH", 2.4), False),
-    (molecules("H2", 1.7), True), (molecules("H2", 3.0), False), (slab_with(7.5), False), (molecule("H2O"), False),
-], ids=lambda one: one.get_chemical_formula() if isinstance(one, Atoms) else str(one))  # fmt: skip
-def test_bulk_is_what_has_no_void_whatever_its_bonds(atoms, dense):
-    """Also with bonds of 1 Å in a cell of large ions."""
-    assert ground.is_bulk(atoms) is dense
 
 
 def test_where_nothing_was_found_is_told(held):
