@@ -17,6 +17,7 @@ from ase.data import atomic_numbers
 from mlip_pace.arrays import Array
 from mlip_pace.errors import DataError
 
+FARTHEST = 15.0  # eV/atom between two structures of one composition, one above the other; the strongest bonds are 11
 UNCERTAIN = 10.0  # eV; beyond that the data are said not to tell an E0
 ISOLATED, FITTED, SHARED, GIVEN, NONE = "isolated atom", "least squares", "share of least squares by Z^(7/3)", "given", "none"
 
@@ -93,4 +94,23 @@ def warnings(
             f"the compositions of the data do not tell E0 of {', '.join(shared)} apart: the energy is shared by Z^(7/3) "
             f"({values}), which is no property of free atoms; add isolated atoms to the data, or set MLIP_PACE_DATA_E0"
         )
-    return said
+    return said + of_several_setups(structures, energies)
+
+
+def of_several_setups(structures: Sequence[Atoms], energies: Sequence[float]) -> list[str]:
+    """Names the composition whose structures have energies farther apart than any binding."""
+    alike: dict[bytes, list[tuple[float, Atoms]]] = {}
+    for atoms, energy in zip(structures, energies, strict=True):
+        content = np.bincount(atoms.numbers) // np.gcd.reduce(np.bincount(atoms.numbers))
+        alike.setdefault(content.tobytes(), []).append((float(energy) / len(atoms), atoms))
+    for found in alike.values():
+        values = np.sort([energy for energy, _ in found])
+        gaps = np.diff(values)
+        if len(gaps) and gaps.max() > FARTHEST:
+            name, n = found[0][1].get_chemical_formula(empirical=True), int(gaps.argmax())
+            return [
+                f"energies of {name} are {gaps.max():.0f} eV/atom apart ({n + 1} structures up to {values[n]:.2f} eV/atom, "
+                f"{len(values) - n - 1} from {values[n + 1]:.2f} on): they are of several programs, pseudopotentials or units, "
+                "and no potential learns both"
+            ]
+    return []

@@ -112,9 +112,8 @@ def _flaw(body: list[str], error: Exception) -> str:
     odd = next((n for n, line in enumerate(body[1:], 1) if len(line.split()) != usual), None)
     if odd is not None:
         return f"atom {odd} of the frame has {len(body[odd].split())} columns, the others {usual}"
-    unknown = next(
-        (symbol for line in body[1:] if (symbol := line.split()[0]).isalpha() and symbol.capitalize() not in ELEMENTS), None
-    )
+    symbols = (line.split()[0] for line in body[1:])
+    unknown = next((one for one in symbols if re.match("[A-Za-z]", one) and one.capitalize() not in ELEMENTS), None)
     if unknown is not None:
         return f"{unknown}: no chemical element"
     return f"the frame is no extended XYZ, its comment line or a number in it cannot be read ({in_one_line(error)})"

@@ -31,9 +31,11 @@ _PROGRAMS = {  # how the text outputs of DFT programs announce themselves -> ASE
 }
 # Where a name says nothing, a line must begin with the banner: scripts and notes may quote it.
 _BEGINS = re.compile(
-    rb"^[ \t|*]*(?:Welcome to [\w ]*)?(" + b"|".join(map(re.escape, _PROGRAMS)) + rb")|\A\s*vasp\.\d.*\s+executed on",
+    rb"^[ \t|*]*(?:Welcome to [\w ]*|Materials Studio )?(" + b"|".join(map(re.escape, _PROGRAMS)) + rb")"
+    rb"|\A\s*vasp\.\d.*\s+executed on",
     re.MULTILINE,
 )
+_VASP_XML = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<modeling>")
 _SUFFIXES = {
     ".xyz": "extxyz",
     ".extxyz": "extxyz",
@@ -140,7 +142,8 @@ def format_of(path: Path) -> str | None:
     name = _plain_name(path).lower()
     if re.match(r"vasprun.*xml", name):
         return "vasp-xml"
-    if name.startswith("outcar") or name.endswith(".outcar"):
+    kind = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+    if (name.startswith("outcar") and kind is None) or name.endswith(".outcar"):
         return "vasp-out"
     if re.search(r"\.(out|log|txt)(\W|_|\d|$)", name) or "." not in name:  # also `pw.out.1`
         start = head(path)
@@ -148,13 +151,14 @@ def format_of(path: Path) -> str | None:
             return known
     if name == "type.raw":
         return "deepmd"
-    kind = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
     if kind == "json":
         return _json_format(path)
     if kind is None:
         start = head(path)
         if banner := _BEGINS.search(start):  # `cell.OUTCAR.2`, `job.o1234`
             return _PROGRAMS.get(banner[1], "vasp-out")
+        if _VASP_XML.match(start):
+            return "vasp-xml"
         return OTHER if others.program(start) else None
     return kind
 

@@ -40,16 +40,23 @@ _ALIKE = {
     "forces": re.compile(r"forc|frc|grad|^f(_|$)|_f(_|$)", re.IGNORECASE),
     "stress": re.compile(r"stress|virial|^vir(_|$)|_vir(_|$)", re.IGNORECASE),
 }
-_NO_LABEL = re.compile(r"^w_|weight|uncertainty|spread|[-_]units?$", re.IGNORECASE)  # but about one, pacemaker's `w_energy` say
+# But about one: pacemaker's `w_energy`, a tolerance of an energy.
+_NO_LABEL = re.compile(r"^w_|weight|uncertainty|spread|[-_]units?$|[-_]tol(erance)?$", re.IGNORECASE)
 _UNIT = re.compile(r"(.+)[-_]units?", re.IGNORECASE)  # of a label that is called so
 _LENGTHS = re.compile(r"length|distance|pos|positions?|coord\w*|cell|lattice", re.IGNORECASE)
 _PREDICTED = ("energy_uncertainty", "max_gamma")  # what `mlip-pace predict` writes beside energies that are a potential's
 _ARTICLE = {"energy": "an energy", "forces": "forces", "stress": "a stress"}
 # Numbers of a structure that are no energy, of those that are not called like one either.
 _NO_ENERGY = re.compile(
-    r"vol|temp|time|press|gap|mag|charge|dens|cutoff|angle|dist|strain|spacing|step|entrop|rms|error", re.IGNORECASE
+    r"vol|temp|time|press|gap|mag|charge|dens|cutoff|angle|dist|strain|spacing|step|entrop|rms|error|per_?atom|tol$",
+    re.IGNORECASE,
 )
-_CLASSICAL = ("emt", "lennardjones", "morse", "tersoff", "eam", "stillingerweber", "harmonic")  # calculators, as ASE names them
+# Parts of the names that ASE gives the calculators of DFT programs. Others may be of potentials: there are ever more of these.
+_DFT_PROGRAMS = re.compile(
+    "abacus|abinit|aims|bigdft|castep|conquest|cp2k|crystal|dacapo|dftd|dftk|dmol|elk|espresso|exciting|fleur|gaussian|gpaw|"
+    "jdftx|mixed|nwchem|octopus|onetep|openmx|orca|psi4|pwscf|pyscf|qchem|siesta|single|sum|turbomole|unknown|vasp|wien",
+    re.IGNORECASE,
+)
 _SHOWN = 6  # keys that may be an energy, by no more than being a float
 _SAME = 1e-5  # eV/atom, eV/Å, eV/Å^3; less is how labels are rounded
 
@@ -107,8 +114,9 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
         )
     if len(atoms) > 1 and _plausible("energy", found["energy"], 1) and np.asarray(found["energy"], dtype=float) == 0:
         notes.append("an energy of exactly 0, which DFT does not give: is it a placeholder?")
-    if getattr(atoms.calc, "name", "") in _CLASSICAL:
-        notes.append(f"the labels are those of {atoms.calc.name!r}, a classical potential, as the file itself says")
+    name = getattr(atoms.calc, "name", None)
+    if name and not _DFT_PROGRAMS.search(name):
+        notes.append(f"the labels are those of {name!r}, as the file itself says: is that DFT, or a potential?")
     if "stress" in place and "virial" in place["stress"].lower():
         found["stress"] = _stress(found["stress"], atoms)
     elif "stress" in place and "stress" not in named and (other := _contradicted(found["stress"], has, family, atoms)):

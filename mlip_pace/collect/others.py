@@ -28,8 +28,11 @@ _BEGINS = {  # a line of the first ones
     "MTP (MLIP)": rb"BEGIN_CFG",
     "n2p2 or RuNNer": rb"begin\s*\n(comment|lattice|atom)\b",
     "aenet": rb"# total energy\s*=",
+    "HDF5 (vaspout.h5, ANI, SPICE, say)": rb"\x89HDF\r\n\x1a\n",
 }
-_WHOLE_FILE = ("VASP's machine-learned force field (ML_AB)", "MTP (MLIP)", "n2p2 or RuNNer", "aenet")  # these begin it
+_WHOLE_FILE = (  # these begin it
+    "VASP's machine-learned force field (ML_AB)", "MTP (MLIP)", "n2p2 or RuNNer", "aenet", "HDF5 (vaspout.h5, ANI, SPICE, say)",
+)  # fmt: skip
 _OTHERS = {
     program: re.compile((rb"\A" if program in _WHOLE_FILE else rb"^") + rb"(?:" + line + rb")", re.MULTILINE)
     for program, line in _BEGINS.items()

@@ -137,6 +137,12 @@ class Physics:
     others: dict[str, Moved] = field(default_factory=dict)
 
     @property
+    def falls_apart(self) -> list[LeftOut]:
+        """What does not hold together as it relaxes or moves."""
+        why = (dynamics.BURST, crystals.AWAY, crystals.RESTLESS)
+        return [one for one in self.left_out if any(words in one.reason for words in why)]
+
+    @property
     def warnings(self) -> list[str]:
         """What a user should know who simulates these crystals."""
         said = [f"{name} {doubt}" for name, known in self.crystals.items() for doubt in known.doubts]
@@ -145,8 +151,7 @@ class Physics:
             # A slope that the noise makes, over so short a time, is no drift.
             if run and abs(run.drift) > max(DRIFT, run.noise / run.nve):
                 said.append(f"the energy of {name} drifts by {run.drift:.1e} eV/atom/ps: take a shorter time step")
-        falls_apart = (dynamics.BURST, crystals.AWAY, crystals.RESTLESS)
-        lost = [one for one in self.left_out if any(why in one.reason for why in falls_apart)]
+        lost = self.falls_apart
         said += [f"{one.composition}: {one.reason}" for one in lost[:TOLD]]
         return said + [f"{len(lost) - TOLD} more compositions do not hold together (physics.left_out)"] * (len(lost) > TOLD)
 
@@ -156,6 +161,7 @@ class Physics:
             "crystals": {name: _present(asdict(known)) for name, known in self.crystals.items()},
             "others": {name: asdict(moved) for name, moved in self.others.items()},
             "left_out": [asdict(one) for one in self.left_out],
+            "falls_apart": list(dict.fromkeys(one.composition for one in self.falls_apart)),
         }
 
 

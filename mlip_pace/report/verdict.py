@@ -30,7 +30,7 @@ def judged(metadata: dict[str, Any]) -> str:
 
 
 def verdict_word(metadata: dict[str, Any], frame: pd.DataFrame) -> str:
-    """Such as `good`, or `good forces, fair energies`: by the words of `WORDS`."""
+    """Such as `good`, or `good forces, fair energies`, by the words of `WORDS`; and whether something falls apart."""
     subset = judged(metadata)
     e, spreads = metadata["errors"][subset], spread(frame[frame.subset == subset])
     share = e["energy_rmse"] / max(spread(frame)["energy"], 1e-12)
@@ -38,23 +38,31 @@ def verdict_word(metadata: dict[str, Any], frame: pd.DataFrame) -> str:
     names = [word for word, *_ in WORDS]
     energy = max(next(word for word, limit, _ in WORDS if e["energy_rmse"] <= limit), at_best, key=names.index)
     if spreads["forces"] < NO_FORCE:
-        return f"{energy} energies"
-    forces = next(word for word, _, limit in WORDS if e["forces_rmse"] <= limit * spreads["forces"])
-    return energy if energy == forces else f"{forces} forces, {energy} energies"
+        word = f"{energy} energies"
+    else:
+        forces = next(word for word, _, limit in WORDS if e["forces_rmse"] <= limit * spreads["forces"])
+        word = energy if energy == forces else f"{forces} forces, {energy} energies"
+    lost = metadata.get("physics", {}).get("falls_apart", [])
+    if not lost:
+        return word
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    return f"{word} on the data, but {', '.join(lost[:3])}{more} {'do' if len(lost) > 1 else 'does'} not hold together"
+
+
+def _structures(number: int) -> str:
+    return "1 structure" if number == 1 else f"{number} structures"
 
 
 def verdict(metadata: dict[str, Any], frame: pd.DataFrame) -> str:
     """How good it is, in a sentence."""
     subset, errors = judged(metadata), metadata["errors"]
     e, spreads = errors[subset], spread(frame[frame.subset == subset])
-    whose = (
-        "structures that it has not seen"
-        if subset == "test"
-        else "the structures that it was trained on (there is no test set)"
-    )
+    count = _structures(e["n_structures"])
+    seen = f"the {count} that it was trained on (there is no test set)"
+    whose = f"{count} that it has not seen" if subset == "test" else seen
     relative = "" if spreads["forces"] < NO_FORCE else f", {100 * e['forces_rmse'] / spreads['forces']:.1f} % of their spread"
     return (
-        f"On {e['n_structures']} {whose}, with {e['n_atoms']} atoms, the energies are off by "
+        f"On {whose}, with {e['n_atoms']} atoms, the energies are off by "
         f"{1e3 * e['energy_rmse']:.2f} meV/atom and the force components by {e['forces_rmse']:.3f} eV/Å "
         f"(root mean square){relative}."
     )
@@ -75,7 +83,7 @@ def advice(metadata: dict[str, Any]) -> list[str]:
     else:
         test, train = errors["test"], errors["train"]
         if test["n_structures"] < SMALL_TEST:
-            found.append(f"The test set has only {test['n_structures']} structures: its errors may be chance.")
+            found.append(f"The test set has only {_structures(test['n_structures'])}: its errors may be chance.")
         for quantity, name in (("energy", "energy"), ("forces", "force")):
             ratio = test[f"{quantity}_rmse"] / max(train[f"{quantity}_rmse"], 1e-12)
             if ratio > 2:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 from conftest import labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlip_pace.collect.atomic_energies import FITTED, ISOLATED, SHARED, atomic_energies, warnings
+from mlip_pace.collect.atomic_energies import FITTED, ISOLATED, SHARED, atomic_energies, of_several_setups, warnings
 
 # Total energies (eV) of free atoms with all electrons, about.
 FREE = {"H": -13.6, "C": -1030.0, "O": -2040.0, "Si": -7870.0, "Al": -6590.0, "Mg": -5440.0}
@@ -103,3 +103,14 @@ def test_what_least_squares_leave_of_the_binding_is_said():
     assert "E0 of Si by least squares" in said
     assert "the lowest is -0.10 eV/atom" in said  # E0 = (2 * 2007 + 4 * 4016) / 20 = -1003.9 eV
     assert warnings(*atomic_energies(structures, energies, {"Si": -1000.0}, "auto"), structures, energies) == []
+
+
+def test_energies_of_two_setups_are_told():
+    """As of two pseudopotentials, in one folder."""
+    cells = [bulk("Cu").repeat((1, 1, n)) for n in (1, 2, 3, 1)]
+    energies = np.array([-70.0, -141.0, -9.0 * 3, -8.5])
+    (said,) = of_several_setups(cells, energies)
+    assert said.startswith("energies of Cu are 61 eV/atom apart (2 structures up to -70.00 eV/atom, 2 from -9.00 on)")
+    assert of_several_setups(cells, np.array([-8.0, -7.0, -3.0, 4.0]) * [1, 2, 3, 1]) == []
+    other = Atoms("Cu2Zr", [[0, 0, 0], [0, 0, 2], [0, 2, 0]])
+    assert of_several_setups([cells[0], other], np.array([-8.0, -300.0])) == []

@@ -320,13 +320,28 @@ def test_an_energy_of_zero_is_told():
     assert "placeholder" in note
 
 
-def test_labels_of_a_classical_potential_are_told(tmp_path):
-    atoms = cell()
-    atoms.calc = EMT()
-    atoms.get_forces()
+@pytest.mark.parametrize(("name", "told"), [
+    ("emt", True), ("macecalculator", True), ("tpcalculator", True), ("chgnet", True), ("a potential of next year", True),
+    ("vasp", False), ("espresso", False), ("gpaw", False), ("unknown", False), ("sumcalculator", False), ("cp2k", False),
+])  # fmt: skip
+def test_labels_of_a_potential_are_told(name, told, tmp_path):
+    """As a trajectory names its calculator: of what is no DFT program known here."""
+    atoms = labelled(cell(), -13.0)
+    atoms.calc.name = name
     write(tmp_path / "a.traj", atoms)
     (frame,) = read_frames(Piece(InputFile(tmp_path / "a.traj", "a.traj", "traj")))
-    assert any("'emt', a classical potential" in note for note in labels(frame, AUTO).notes)
+    assert any(f"the labels are those of {name!r}" in note for note in labels(frame, AUTO).notes) is told
+
+
+def test_what_is_per_atom_or_a_tolerance_is_not_proposed_as_the_energy():
+    atoms = cell()
+    atoms.info |= {"energy_per_atom": -3.4, "elec_energy_tol": 1e-6, "dft_formation_energy_per_atom_in_eV": -0.3}
+    atoms.arrays["forces"] = np.zeros((len(atoms), 3))
+    with pytest.raises(Broken) as raised:
+        labels(atoms, AUTO)
+    assert "may be what is missing" not in str(raised.value)
+    atoms.info["energy"] = -13.6
+    assert labels(atoms, AUTO).notes == ()
 
 
 @pytest.mark.parametrize("key", ["volume", "cell_volume", "temperature", "pressure", "band_gap"])

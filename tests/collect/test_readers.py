@@ -236,6 +236,7 @@ BANNERS = {
     "cp2k": " **** **  DBCSR| Multiplication driver\n CP2K| version string:                 CP2K version 7.1\n",
     "aims-output": "------------------------------------------------------------\n          Invoking FHI-aims ...\n",
     "castep-castep": " |  Welcome to Academic Release CASTEP version 23.1   |\n",
+    "vasp-xml": '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n <generator>\n',
 }
 
 
@@ -249,6 +250,19 @@ def test_outputs_are_known_by_their_first_lines_whatever_their_name(tmp_path, na
     quoted = "".join(f'print("{line}")\n' for line in BANNERS[kind].splitlines())
     (tmp_path / "parser.py").write_text(quoted)
     assert format_of(tmp_path / "parser.py") is None
+
+
+def test_other_names_and_banners_of_the_same_programs(tmp_path):
+    (tmp_path / "27998_vasprun.xml").write_text(BANNERS["vasp-xml"])
+    (tmp_path / "result.dat").write_text(" |                 Materials Studio CASTEP version 2024        |\n")
+    (tmp_path / "outcar.json").write_text('{"energy": -1.0}')
+    (tmp_path / "page.xml").write_text("<?xml version='1.0'?>\n<html>\n")
+    (tmp_path / "vaspout.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    found = {path.name: format_of(path) for path in tmp_path.iterdir()}
+    assert found == {
+        "27998_vasprun.xml": "vasp-xml", "result.dat": "castep-castep", "outcar.json": None, "page.xml": None,
+        "vaspout.h5": "other",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["missing", "missing.xyz", "*.xyz", "", "b"])

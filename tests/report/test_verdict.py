@@ -102,6 +102,25 @@ def test_the_sentence_has_the_numbers_of_the_sidecar():
         assert number in told
 
 
+def test_the_sentence_counts_as_one_speaks():
+    one = metadata(errors={"train": of(), "test": of(n=1)})
+    assert verdict.verdict(one, frame_of()).startswith("On 1 structure that it has not seen, with 2 atoms")
+    assert "The test set has only 1 structure:" in verdict.advice(one)[0]
+    alone = metadata(errors={"train": of(n=100)})
+    assert verdict.verdict(alone, frame_of("train")).startswith(
+        "On the 100 structures that it was trained on (there is no test"
+    )
+
+
+@pytest.mark.parametrize(("lost", "said"), [
+    ([], "very good"),
+    (["H2O"], "very good on the data, but H2O does not hold together"),
+    (["A", "B", "C", "D", "E"], "very good on the data, but A, B, C and 2 more do not hold together"),
+])  # fmt: skip
+def test_what_falls_apart_is_in_the_headline(lost, said):
+    assert verdict.verdict_word(metadata(physics={"falls_apart": lost}), frame_of()) == said
+
+
 def test_the_words_are_those_of_the_page_that_explains_them():
     page = (ROOT / "docs" / "howto" / "report.md").read_text()
     energies, words = re.search(r"up to ([\d, ]+) meV/atom: ([a-z, ]+?)\)", page).groups()
