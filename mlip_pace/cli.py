@@ -191,6 +191,8 @@ def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
             f"{summary['extrapolating']} structures have a grade above {EXTRAPOLATION:g} (the largest: "
             f"{summary['largest_gamma']:.3g}): the potential extrapolates there"
         )
+    if "not_compared" in summary:
+        journal.warn(f"the labels of {summary['not_compared']} structures are not compared: {summary['why_not_compared']}")
     if "too_close" in summary:
         journal.warn(
             f"{summary['too_close']} structures have atoms closer than the data ({summary['closest']}): there the reference "

@@ -100,5 +100,5 @@ class SignalError(JobError):
     reason, resumable = "signal", True
 
     def __init__(self, number: int, name: str) -> None:
-        super().__init__(f"stopped by {name}; progress is kept", "run the same command again to continue")
+        super().__init__(f"stopped by {name}", "run the same command again: a job goes on from what it has done")
         self.code = 128 + number

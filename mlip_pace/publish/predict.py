@@ -43,6 +43,7 @@ from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
 
 CHUNK = 16  # structures that a worker takes at a time
+NO_LABELS = "no energy and forces"  # of a structure that has neither
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,15 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
     """Write the extended XYZ file `output`, whole or not at all, for every structure of the DFT files or structures `data`.
 
     Returns counts, the largest grade, `errors` if there are labels, `coverage` if there are labels and uncertainties of one
-    potential, `unreadable` (source and reason of each that cannot be read or evaluated), and how many are `too_close`. Raises
+    potential, `unreadable` (source and reason of each that cannot be read or evaluated), how many are `too_close`, and how many
+    have labels that are `not_compared`. Raises
     `DataError` if a potential is not whole, knows not all elements, or nothing can be read; `NoInputError`, `OutputError`.
     """
     potentials = [opened(sidecar) for sidecar in sidecars]
     elements = sorted(set.intersection(*(set(potential.elements) for potential in potentials)))
     files = find_files(data)
     refuse_place(output, [file.path for file in files])
-    structures, rows, unreadable = _readable(files, elements, len(potentials))
+    structures, rows, unreadable, unused = _readable(files, elements, len(potentials))
     if not structures:
         raise DataError(
             f"{data}: no structure can be read{Audit(left_out=unreadable).reasons()}",
@@ -121,6 +123,7 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
         "structures": len(structures),
         "atoms": sum(map(len, structures)),
         "unreadable": unreadable,
+        **({"not_compared": len(unused), "why_not_compared": unused[0]} if unused else {}),
         **({"too_close": len(close), "closest": close[0]} if close else {}),
         **({"largest_gamma": max(grades), "extrapolating": sum(g > EXTRAPOLATION for g in grades)} if grades else {}),
         **({"largest_energy_uncertainty": max(sigmas)} if sigmas else {}),  # eV/atom
@@ -138,11 +141,12 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
 
 def _readable(
     files: list[InputFile], elements: Sequence[str], members: int
-) -> tuple[list[Atoms], list[Any], list[dict[str, str]]]:
-    """The structures that can be evaluated, the labels of each (energy, forces, stress; None where they cannot be used), and
-    source and reason of the others. Raises `DataError` for an element that not all of the potentials know.
+) -> tuple[list[Atoms], list[Any], list[dict[str, str]], list[str]]:
+    """The structures that can be evaluated, the labels of each (energy, forces, stress; None where they cannot be used), source
+    and reason of the others, and why labels that are there cannot be used. Raises `DataError` for an element that not all of
+    the potentials know.
     """
-    structures, rows, unreadable = list[Atoms](), list[Any](), list[dict[str, str]]()
+    structures, rows, unreadable, unused = list[Atoms](), list[Any](), list[dict[str, str]](), list[str]()
     for source, _, frame in chain.from_iterable(structures_of(files)):
         atoms = frame.atoms if isinstance(frame, Unconverged) else frame
         try:
@@ -161,13 +165,15 @@ def _readable(
             if isinstance(frame, Unconverged):
                 raise Broken(frame.reason)
             label = checked(atoms, labels(atoms, DataSettings.model_construct()).found, None, cutoff=1.0)[:3]
-        except Broken:
+        except Broken as broken:
             label = None
+            if not str(broken).startswith(NO_LABELS):
+                unused.append(f"{source}: {broken}")
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         bare.info = {key: atoms.info[key] for key in ("name", "config_type", "group") if key in atoms.info} | {"source": source}
         structures.append(bare)
         rows.append(label)
-    return structures, rows, unreadable
+    return structures, rows, unreadable, unused
 
 
 def too_close(atoms: Atoms, potential: Potential, share: float = FADE_BEGINS) -> str | None:

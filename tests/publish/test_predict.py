@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from conftest import EXAMPLES, mlip_pace
 
@@ -84,6 +85,17 @@ def test_labels_are_not_replaced_and_what_cannot_be_evaluated_is_named(trained, 
 def check(output, **settings):
     code, events, last = mlip_pace(output, command="check", **settings)
     return code, events, last
+
+
+def test_labels_that_are_not_compared_are_told(trained, tmp_path):
+    """An energy without forces, as scans of dihedral angles have."""
+    scan = [Atoms("Al2", [(0, 0, 0), (0, 0, 2.6 + 0.1 * n)]) for n in range(3)]
+    for n, atoms in enumerate(scan[:2]):
+        atoms.calc = SinglePointCalculator(atoms, energy=-5.0 + n)
+    write(tmp_path / "scan.traj", scan)
+    summary = predict(trained / "potential.json", tmp_path / "scan.traj", tmp_path / "out.xyz")["summary"]
+    assert (summary["not_compared"], "errors" in summary) == (2, False)
+    assert summary["why_not_compared"].startswith("scan.traj#0: no forces")
 
 
 def test_check_says_the_plan(tmp_path):
