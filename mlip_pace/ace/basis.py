@@ -1,7 +1,7 @@
 """The ACE basis: what pacemaker is told to build, or a file that has one.
 
-Radial functions, radial orders and angular momenta are those of `pacemaker -t` (python-ace, `input_template.yaml`), cut to
-the body order asked for. Distances in Å.
+Radial functions are those of `pacemaker -t` (python-ace, `input_template.yaml`), radial orders and angular momenta those of
+`shapes.py`, cut to the body order asked for. Distances in Å.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlip_pace.ace.shapes import shapes
 from mlip_pace.arrays import Array
 from mlip_pace.errors import DataError, SettingsError
 from mlip_pace.reference import pair_name
@@ -23,13 +24,6 @@ from mlip_pace.settings import BasisSettings
 if TYPE_CHECKING:  # whoever only predicts needs no compiler
     from mlip_pace.ace.expansion import Expansion, Pair
 
-# nradmax and lmax for correlation orders 1, 2, ... (body order minus one), by number of different elements in a function.
-_ORDERS = {
-    "UNARY": ([15, 6, 4, 3, 2, 2], [0, 3, 3, 2, 2, 1]),
-    "BINARY": ([15, 6, 3, 2, 2, 1], [0, 3, 2, 1, 1, 0]),
-    "TERNARY": ([15, 3, 3, 2, 1], [0, 2, 2, 1, 1]),
-    "ALL": ([15, 3, 2, 1, 1], [0, 2, 2, 1, 1]),
-}
 _EMBEDDINGS = {
     "linear": {"npot": "FinnisSinclair", "fs_parameters": [1, 1], "ndensity": 1},
     "finnis-sinclair": {"npot": "FinnisSinclairShiftedScaled", "fs_parameters": [1, 1, 1, 0.5], "ndensity": 2},
@@ -103,7 +97,7 @@ class Size:
 def section(settings: BasisSettings, elements: list[str], shortest: dict[str, float]) -> Section:
     """The basis of the settings; what is `auto` in them is as where the search begins.
 
-    A little below the `shortest` distance (Å) of a pair in the data ACE fades out (`core.py`).
+    A little below the `shortest` distance (Å) of a pair in the data ACE fades out (`core.py`). Raises `SettingsError`.
     """
     orders, (cutoff, functions_per_element) = settings.body_order - 1, settings.first
     bond = {
@@ -120,7 +114,8 @@ def section(settings: BasisSettings, elements: list[str], shortest: dict[str, fl
     for first, second in combinations_with_replacement(sorted(elements), 2):
         bonds[first + second] = {**bond, "r_in": FADE_BEGINS * shortest[pair_name(first, second)]}
     functions: dict[str, Any] = {
-        species: {"nradmax_by_orders": n[:orders], "lmax_by_orders": lmax[:orders]} for species, (n, lmax) in _ORDERS.items()
+        keyword: {"nradmax_by_orders": n, "lmax_by_orders": lmax}
+        for keyword, (n, lmax) in shapes(len(elements), orders, functions_per_element).items()
     }
     return Section({
         "deltaSplineBins": 0.001,
