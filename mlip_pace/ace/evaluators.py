@@ -62,9 +62,9 @@ def from_content(make: Callable[..., T], name: str, content: bytes, *more: Any) 
 def pair_energies(potential: Any, first: str, second: str, distances: Array) -> Array:
     """Energies (eV) of two atoms alone at the distances (Å), relative to infinitely far apart.
 
-    `potential` is a `.yaml` or `.yace` file, or a `BBasisConfiguration`.
+    `potential` is what `calculator_of` gives, which is read once for many pairs, or what it takes.
     """
-    calculator = calculator_of(potential)
+    calculator = potential if hasattr(potential, "calculate") else calculator_of(potential)
     apart = 2 * calculator.cutoff
     # All dimers at once, side by side.
     places = [(apart * n, 0, z) for n, r in enumerate((apart, *distances)) for z in (0, r)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlip_pace.ace.evaluators import pair_energies
+from mlip_pace.ace.evaluators import calculator_of, pair_energies
 from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, composition
 from mlip_pace.physics import volumes
 from mlip_pace.physics.crystals import cohesive
@@ -24,11 +24,11 @@ from mlip_pace.report.section import Section, Table
 
 def dimer_section(potential: Potential, yace: Path, cutoff: float) -> Section:
     """Energy of two atoms by distance: ACE, reference, sum; and where the training data begin."""
-    panels, shortest = [], potential.metadata["basis"]["shortest"]
+    panels, shortest, calculator = [], potential.metadata["basis"]["shortest"], calculator_of(yace)
     distances = np.arange(0.5, cutoff + 0.01, 0.02, dtype=np.float64)
     for first, second in combinations_with_replacement(potential.elements, 2):
         pair = pair_name(first, second)
-        ace = pair_energies(yace, first, second, distances)
+        ace = pair_energies(calculator, first, second, distances)
         reference = potential.reference.pair(first, second, distances)[0]
         total = ace + reference
         lowest = min(0.0, float(total[distances > 0.8 * shortest.get(pair, min(shortest.values()))].min()))
