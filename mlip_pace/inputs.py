@@ -9,12 +9,13 @@ from typing import Any
 
 from mlip_pace.ace import basis
 from mlip_pace.ace.basis import Basis, BasisFile, Section
+from mlip_pace.ace.shapes import FEW
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import InputFile, digests_of, find_files
 from mlip_pace.errors import SettingsError
 from mlip_pace.run.steps import Stage, plan, sha256
 from mlip_pace.settings import BasisSettings, Settings
-from mlip_pace.train import fit, search
+from mlip_pace.train import fit, linear, search
 from mlip_pace.train.override import load_override, merged
 from mlip_pace.train.search import Build
 
@@ -91,6 +92,8 @@ class Inputs:
                 )
             built: Basis = self.start
         else:
+            if len(elements) > FEW and fit.starts_linear(self.settings.training, False):
+                linear.refuse_too_many(functions, len(elements))  # before it is built, which takes a minute for sixty
             settings = self.settings.basis.model_copy(update={"cutoff": cutoff, "functions": functions})
             built = Section(merged(basis.section(settings, elements, shortest).content, over))
         basis.refuse_unusable(built, elements)

@@ -1,4 +1,4 @@
-"""How large n and l of a function may be, by its order and by how many different elements are in it, the central atom's included.
+"""How large n and l of a function may be, by its order and by the number of different elements in it, the central one included.
 
 For few elements radial orders and angular momenta are those of `pacemaker -t` (python-ace, `input_template.yaml`). Its keyword
 ALL stands for every set of elements, 2^(N-1) for each central atom, and each set gets the same number of functions: with ten
@@ -73,8 +73,8 @@ def _powers(kinds: int, n: list[int], lmax: list[int]) -> list[int]:
     """Those of all functions of orders 1 and 2 of a set of elements, ascending; higher orders only add to them."""
     powers = [1 + one for one in range(1, n[0] + 1)] if kinds < 3 else []
     if len(n) > 1:
-        of_same = list(combinations_with_replacement(range(1, n[1] + 1), 2))
-        of_two = list(product(range(1, n[1] + 1), repeat=2))
+        of_same: list[tuple[int, ...]] = list(combinations_with_replacement(range(1, n[1] + 1), 2))
+        of_two: list[tuple[int, ...]] = list(product(range(1, n[1] + 1), repeat=2))
         pairs = {1: of_same, 2: of_same + of_two, 3: of_two}.get(kinds, [])
         powers += [2 + sum(pair) + 2 * angular for pair in pairs for angular in range(lmax[1] + 1)]
     return sorted(powers)

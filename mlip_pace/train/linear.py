@@ -29,7 +29,8 @@ from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array, Integers
 from mlip_pace.collect.dataset import ATOMS
-from mlip_pace.run import pool
+from mlip_pace.errors import SettingsError
+from mlip_pace.run import limits, pool
 from mlip_pace.run.pool import Workers
 from mlip_pace.settings import TrainingSettings
 from mlip_pace.train.weights import loss_weights
@@ -40,6 +41,7 @@ T_co = TypeVar("T_co", covariant=True)
 # Atoms that a worker accumulates before it hands its sum back; fixed, so that sums do not depend on the number of workers.
 ATOMS_IN_CHUNK = 500
 STRESS = 0.1  # κ_W/κ: stresses are fitted four times as well for 1 % of the errors of forces (docs/design.md)
+MATRICES = 10  # (functions, functions), that there are at once with two folds: theirs, their sums, those of the solve
 LAMBDAS = 10.0 ** np.arange(-16, 2, 0.1)
 
 
@@ -179,6 +181,19 @@ def normal_equations(
     together *= root
     target = np.concatenate(targets)[counts] * root
     return Normal(columns, together @ together.T, together @ target, float(target @ target), len(target))
+
+
+def refuse_too_many(functions: int, elements: int) -> None:
+    """Raise `SettingsError` if the matrices of so many functions of each element have no room in memory."""
+    needed, available = 8 * MATRICES * (functions * elements) ** 2, limits.memory()
+    if needed <= available:
+        return
+    most = int((available / (8 * MATRICES)) ** 0.5) // elements
+    raise SettingsError(
+        f"MLIP_PACE_BASIS_FUNCTIONS={functions}: the least squares of {elements} elements, {functions * elements} functions in "
+        f"all, take {needed / 2**30:.1f} GB of memory, but there are {available / 2**30:.1f}",
+        f"at most {most} have room" if most >= elements else "fewer elements, or more memory",
+    )
 
 
 def has_stress(chunk: Sequence[Labelled]) -> bool:

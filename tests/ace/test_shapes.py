@@ -4,13 +4,18 @@ import hashlib
 import resource
 from itertools import combinations_with_replacement, product
 
+import numpy as np
 import pytest
 
-from mlip_pace.ace import basis, shapes
+from mlip_pace.ace import basis, core, shapes
+from mlip_pace.ace.evaluators import pair_energies
 from mlip_pace.errors import SettingsError
-from mlip_pace.settings import BasisSettings
+from mlip_pace.inputs import Inputs
+from mlip_pace.run import limits
+from mlip_pace.settings import BasisSettings, Settings
+from mlip_pace.train import linear
 
-SYMBOLS = "Al Cu Mg Zn Zr Ag Au Co Cr Fe Mn Ni Ti V W".split()
+SYMBOLS = ["Al", "Cu", "Mg", "Zn", "Zr", "Ag", "Au", "Co", "Cr", "Fe", "Mn", "Ni"]
 
 
 def section(elements, functions, body_order=5):
@@ -83,3 +88,42 @@ def test_fewer_functions_than_elements_are_refused_before_anything_is_built():
         section(12, 11)
     assert "MLIP_PACE_BASIS_FUNCTIONS=11: of 12 elements" in refused.value.message
     assert "at least 12" in refused.value.hint
+
+
+def test_more_functions_than_there_is_memory_for_are_refused(monkeypatch):
+    """The number that the hint names has room."""
+    monkeypatch.setattr(limits, "memory", lambda: 24 * 2**30)
+    with pytest.raises(SettingsError) as refused:
+        linear.refuse_too_many(500, 62)
+    assert "31000 functions in all" in refused.value.message
+    most = int(refused.value.hint.split()[2])
+    linear.refuse_too_many(most, 62)
+    with pytest.raises(SettingsError):
+        linear.refuse_too_many(most + 1, 62)
+
+
+def test_check_and_run_refuse_them_before_the_basis_is_built(monkeypatch, tmp_path):
+    monkeypatch.setattr(limits, "memory", lambda: 24 * 2**30)
+    monkeypatch.setattr(basis, "basis_set", None)
+    symbols = SYMBOLS[:8]
+    shortest = {"-".join(sorted(pair)): 2.0 for pair in combinations_with_replacement(symbols, 2)}
+    settings = Settings.model_validate({"data": {"path": str(tmp_path)}, "output": {"path": tmp_path}})
+    build = Inputs(settings, [], None, {}, {}, None).builder(symbols, shortest)
+    for functions, said in ((7, "some would not see each other"), (10000, "80000 functions in all")):
+        with pytest.raises(SettingsError, match=said):
+            build(5.0, functions)
+
+
+def test_a_dimer_of_two_of_many_elements_has_the_energy_of_the_whole_basis():
+    """The part of the basis that it is computed with lacks nothing."""
+    configuration = section(6, 60).configuration()
+    blocks = configuration.funcspecs_blocks
+    for n, block in enumerate(blocks):
+        block.set_func_coeffs(np.sin(n + np.arange(len(block.get_func_coeffs()))) / 100)
+    configuration.funcspecs_blocks = blocks
+    r = np.linspace(1.7, 4.5, 20)
+    for pair in (("Al", "Al"), ("Cu", "Zr")):
+        whole = pair_energies(configuration, *pair, r)
+        assert np.ptp(whole) > 0.01
+        part = core._of_elements(configuration, set(pair))
+        np.testing.assert_allclose(pair_energies(part, *pair, r), whole, rtol=0, atol=1e-12)
