@@ -1,7 +1,7 @@
 """How long the basis takes by the number of elements: `python benchmarks/elements.py --functions 100 5 6 8 10 20`.
 
-Each in a process of its own, for its memory. CPU seconds to build pyace's configuration (`build`), then all that `check` needs of
-the basis, which builds it once (`check`), then its arrays (`arrays`); MB at most. The results are in docs/scale.md.
+Each in a process of its own, for its memory. CPU seconds to build pyace's configuration (`build`), then what `check` needs of
+the basis, which builds it once more (`check`), then its arrays (`arrays`); MB at most. The results are in docs/scale.md.
 """
 
 import argparse
