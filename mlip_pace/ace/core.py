@@ -86,10 +86,10 @@ def _curve(
     for block in _blocks(configuration, *pair):
         block.r_in, block.delta_in, block.inner_cutoff_type = r_in, fade, "distance"
         block.core_rep_parameters = [strength, 1.0]
-    return pair_energies(_of_elements(configuration, set(pair)), *pair, r) + reference.pair(*pair, r)[0]
+    return pair_energies(part_of(configuration, set(pair)), *pair, r) + reference.pair(*pair, r)[0]
 
 
-def _of_elements(configuration: Any, elements: set[str]) -> Any:
+def part_of(configuration: Any, elements: set[str]) -> Any:
     """The part of a B-basis that these elements alone see: with ten elements the splines of all pairs take half a second."""
     from pyace.basis import BBasisConfiguration
 

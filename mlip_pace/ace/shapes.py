@@ -60,8 +60,8 @@ def _shape(kinds: int, orders: int, share: int) -> Shape:
     With one n above 1 the power is at least 2 order + n - 1. An l is balanced by the others: 2 order + 2 l.
     """
     n, lmax = (most[:orders] for most in _SHAPES.get(_KINDS[kinds - 1], _SHAPES["ALL"]))
-    powers = _powers(kinds, n, lmax)
-    power = powers[share - 1] if share <= len(powers) else math.inf
+    ascending = powers_of(kinds, n, lmax)
+    power = ascending[share - 1] if share <= len(ascending) else math.inf
     there = [order for order in range(1, len(n) + 1) if 2 * order <= power]
     return (
         [int(min(n[order - 1], power - 2 * order + 1)) for order in there],
@@ -69,7 +69,7 @@ def _shape(kinds: int, orders: int, share: int) -> Shape:
     )
 
 
-def _powers(kinds: int, n: list[int], lmax: list[int]) -> list[int]:
+def powers_of(kinds: int, n: list[int], lmax: list[int]) -> list[int]:
     """Those of all functions of orders 1 and 2 of a set of elements, ascending; higher orders only add to them."""
     powers = [1 + one for one in range(1, n[0] + 1)] if kinds < 3 else []
     if len(n) > 1:

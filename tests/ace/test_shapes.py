@@ -71,7 +71,7 @@ def test_no_function_is_lost_by_smaller_shapes(monkeypatch, functions, body_orde
     """What pacemaker takes of the shapes for many elements is what it takes of the same sets of elements in full."""
     monkeypatch.setattr(shapes, "FEW", 2)
     small = section(3, functions, body_order).configuration()
-    monkeypatch.setattr(shapes, "_powers", lambda *_: [])
+    monkeypatch.setattr(shapes, "powers_of", lambda *_: [])
     assert described(section(3, functions, body_order).configuration()) == described(small)
 
 
@@ -125,5 +125,5 @@ def test_a_dimer_of_two_of_many_elements_has_the_energy_of_the_whole_basis():
     for pair in (("Al", "Al"), ("Cu", "Zr")):
         whole = pair_energies(configuration, *pair, r)
         assert np.ptp(whole) > 0.01
-        part = core._of_elements(configuration, set(pair))
+        part = core.part_of(configuration, set(pair))
         np.testing.assert_allclose(pair_energies(part, *pair, r), whole, rtol=0, atol=1e-12)
