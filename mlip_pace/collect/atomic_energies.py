@@ -17,6 +17,7 @@ from ase.data import atomic_numbers
 from mlip_pace.arrays import Array
 from mlip_pace.errors import DataError
 
+STRONG = 30.0  # eV/Å
 FARTHEST = 15.0  # eV/atom between two structures of one composition, one above the other; the strongest bonds are 11
 UNCERTAIN = 10.0  # eV; beyond that the data are said not to tell an E0
 ISOLATED, FITTED, SHARED, GIVEN, NONE = "isolated atom", "least squares", "share of least squares by Z^(7/3)", "given", "none"
@@ -94,13 +95,17 @@ def warnings(
             f"the compositions of the data do not tell E0 of {', '.join(shared)} apart: the energy is shared by Z^(7/3) "
             f"({values}), which is no property of free atoms; add isolated atoms to the data, or set MLIP_PACE_DATA_E0"
         )
-    return said + of_several_setups(structures, energies)
+    return said
 
 
-def of_several_setups(structures: Sequence[Atoms], energies: Sequence[float]) -> list[str]:
-    """Names the composition whose structures have energies farther apart than any binding."""
+def of_several_setups(structures: Sequence[Atoms], energies: Sequence[float], forces: Sequence[Array]) -> list[str]:
+    """Names the composition whose structures have energies farther apart than any binding. Atoms that push each other with more
+    than STRONG are not looked at: two in a core may have any energy.
+    """
     alike: dict[bytes, list[tuple[float, Atoms]]] = {}
-    for atoms, energy in zip(structures, energies, strict=True):
+    for atoms, energy, pushed in zip(structures, energies, forces, strict=True):
+        if np.abs(pushed).max() > STRONG:
+            continue
         content = np.bincount(atoms.numbers) // np.gcd.reduce(np.bincount(atoms.numbers))
         alike.setdefault(content.tobytes(), []).append((float(energy) / len(atoms), atoms))
     for found in alike.values():

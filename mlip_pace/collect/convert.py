@@ -46,6 +46,7 @@ def convert(data: str, path: Path, rules: dataset.Rules, max_rejected: float, su
     structures, energies = frame[dataset.ATOMS].array, frame[dataset.ENERGY].tolist()
     summary.e0, summary.e0_source = dataset.energies_of_atoms(frame, isolated, rules.data)
     summary.warnings += atomic_energies.warnings(summary.e0, summary.e0_source, structures, energies)
+    summary.warnings += atomic_energies.of_several_setups(structures, energies, frame[dataset.FORCES])
     frame[dataset.ENERGY_ATOMS] = [sum(summary.e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in structures]
     frame = dataset.without_extremes(frame, rules.data, audit)
     dataset.leave_out_isolated(isolated, audit)

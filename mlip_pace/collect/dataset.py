@@ -299,6 +299,7 @@ def assemble(
         left_out=audit.left_out,
         warnings=warnings(audit, data)
         + atomic_energies.warnings(e0, e0_source, frame[ATOMS], frame[ENERGY])
+        + atomic_energies.of_several_setups(frame[ATOMS], frame[ENERGY], frame[FORCES])
         + pressure.unknown(frame[ATOMS][frame[SPLIT] == TRAIN].array, STRESS in frame)
         + untested(frame[GROUP], frame[SPLIT], data),
     )

@@ -109,8 +109,11 @@ def test_energies_of_two_setups_are_told():
     """As of two pseudopotentials, in one folder."""
     cells = [bulk("Cu").repeat((1, 1, n)) for n in (1, 2, 3, 1)]
     energies = np.array([-70.0, -141.0, -9.0 * 3, -8.5])
-    (said,) = of_several_setups(cells, energies)
+    still = [np.zeros((len(atoms), 3)) for atoms in cells]
+    (said,) = of_several_setups(cells, energies, still)
     assert said.startswith("energies of Cu are 61 eV/atom apart (2 structures up to -70.00 eV/atom, 2 from -9.00 on)")
-    assert of_several_setups(cells, np.array([-8.0, -7.0, -3.0, 4.0]) * [1, 2, 3, 1]) == []
+    assert of_several_setups(cells, np.array([-8.0, -7.0, -3.0, 4.0]) * [1, 2, 3, 1], still) == []
+    pushed = [*still[:2], still[2] + 40.0, still[3] + 40.0]  # as in a dimer at 0.5 Å
+    assert of_several_setups(cells, energies, pushed) == []
     other = Atoms("Cu2Zr", [[0, 0, 0], [0, 0, 2], [0, 2, 0]])
-    assert of_several_setups([cells[0], other], np.array([-8.0, -300.0])) == []
+    assert of_several_setups([cells[0], other], np.array([-8.0, -300.0]), [np.zeros((1, 3)), np.zeros((3, 3))]) == []
