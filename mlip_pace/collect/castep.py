@@ -1,9 +1,13 @@
 """CASTEP: its .castep file.
 
 A frame is a self-consistent calculation: `Final energy` ends it, and the forces and the stress that come next are its own. Its
-atoms are those printed since the `Final energy` before. So the energies at other cutoffs of the finite basis set correction are
+atoms are those printed since the `Final energy` before, and since the step of an optimisation began: between the two CASTEP can
+print an earlier geometry, to which it goes back. So the energies at other cutoffs of the finite basis set correction are
 no frames of their own, the path of a transition state search (of which CASTEP prints the energies only) is left out, and forces
 that are printed once more at the end of an optimisation count once.
+
+What says that nothing is missing between the parts of a frame: each electronic iteration says how much energy it gained over the
+one before, the iterations of an optimisation are numbered, and a table names the steps within each of them.
 
 Energy: the free energy (E-TS) where there is one, with the dispersion correction, without the finite basis set correction:
 CASTEP prints that for some steps only, and it depends on the cell alone. Units are those that CASTEP prints by default;
@@ -15,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,8 +46,11 @@ _ATOM = re.compile(rf"^ *x +([A-Z][a-z]?)(?::\S+)?(?: +\[[^]]*\])? +(\d+) +{_FLO
 _FORCE = re.compile(rf"^ *\* +([A-Z][a-z]?)(?::\S+)?(?: +\[[^]]*\])? +(\d+) +{_FLOAT}(\S*) +{_FLOAT}(\S*) +{_FLOAT}(\S*) +\*")
 _STRESS = re.compile(rf"^ *\* +[xyz] +{_FLOAT} +{_FLOAT} +{_FLOAT} +\*")
 _PRESSURE = re.compile(rf"^ *\* +Pressure: +{_FLOAT} +\*")
-_SCF = re.compile(rf"^ *(\d+) +{_FLOAT} .*<-- SCF")
+_SCF = re.compile(rf"^ *(Initial|\d+) +{_FLOAT} (.*)<-- SCF")  # energy, Fermi energy of a metal, gain of energy per atom, time
 _ITERATION = re.compile(r"(starting|improving|finished) (?:\w+ )?iteration +(\d+)", re.IGNORECASE)
+_STEPS = re.compile(r"^ *(?:\w+: (starting|improving) iteration|Starting MD iteration)")  # where a new geometry comes next
+_BACK = re.compile(r"^ *\w+: reverting to earlier configuration")  # its energy and forces are not printed again
+_STEP = re.compile(r"^ *\| *(previous|trial step|line step|quad step) *\|.*<-- min")  # the last one is that of the energy before
 _CONSTRAINTS = re.compile(r"Number of ionic constraints += +(\d+)")
 
 
@@ -51,10 +59,10 @@ class _Calculation:
     """What is printed of a self-consistent calculation. Lengths in Å, energies in eV, forces in eV/Å, stress in GPa."""
 
     number: int
-    geometries: list[tuple[list[str], Array] | None]  # printed since the calculation before, with fractional coordinates
+    geometries: list[tuple[list[str], Array] | None]  # printed since its step began, with fractional coordinates
     cells: list[Array | None]
+    iterations: list[tuple[int, float, float | None]]  # number, energy, and what it gained per atom over the one before
     energies: dict[str, float] = field(default_factory=dict)
-    last: float | None = None  # of the table of its iterations
     forces: dict[str, tuple[list[str], Array] | str] = field(default_factory=dict)  # by their name, or what is wrong with them
     stress: Array | None = None
     converged: bool = True
@@ -78,11 +86,17 @@ def _run(lines: list[str]) -> Iterator[Frame]:
         yield "its energies are those of a pair potential, not of DFT"
         return
     calculations, extra = _calculations(lines)
+    if any("Mixture   Fractional coordinates of atoms" in line for line in lines):
+        yield from ["its atoms are mixtures of elements (VCA)" for _ in calculations]
+        return
     dispersion = bool(re.search(r"DFT\+D: Semi-empirical dispersion correction *: *on|Dispersion-correction scheme *:", head))
     constraints = max((int(n) for n in _CONSTRAINTS.findall(head)), default=0)
     changes = sum(len(one.cells) for one in calculations) > 1
+    iterates = any(one.iterations for one in calculations)
     cell = None
     for one in calculations:
+        if iterates and not one.iterations:
+            one.flaw = one.flaw or "its electronic iterations are missing"
         if one.cells:
             cell = one.cells[-1]
         elif changes and one.number:
@@ -97,18 +111,23 @@ def _calculations(lines: list[str]) -> tuple[list[_Calculation], list[str]]:
     extra: list[str] = []
     geometries: list[Any] = []
     cells: list[Any] = []
-    last, cycle, converged, basis, flaw, iteration = None, 0, True, False, "", 0
-    continued = False
+    iterations: list[tuple[int, float, float | None]] = []
+    converged, basis, flaw, iteration, steps, printed = True, False, "", 0, 0, 0
+    continued = back = False
     for n, line in enumerate(lines):
         now = found[-1] if found else None
         if match := _SCF.match(line):
-            if int(match[1]) != cycle + 1 and cycle:
-                flaw = f"electronic iteration {cycle} is followed by {match[1]}: something is missing or mixed in"
-            cycle, last = int(match[1]), float(match[2])
+            number = 0 if match[1] == "Initial" else int(match[1])
+            gain = re.fullmatch(rf"(?: +{_FLOAT})? +{_FLOAT} +{_FLOAT} *", match[3])
+            iterations.append((number, float(match[2]), float(gain[2]) if gain and number else None))
         elif "Real Lattice" in line:
-            cells.append(_cell(lines[n : n + 4]))
+            if not back:
+                cells.append(_cell(lines[n : n + 4]))
         elif "Fractional coordinates of atoms" in line:
-            geometries.append(_geometry(lines[n + 1 :]))
+            if not back:
+                geometries.append(_geometry(lines[n + 1 :]))
+        elif _BACK.match(line):
+            back = True
         elif "not reached the groundstate" in line:
             converged = False
         elif "Calculating finite basis set correction" in line:
@@ -131,9 +150,10 @@ def _calculations(lines: list[str]) -> tuple[list[_Calculation], list[str]]:
                 if basis and now is not None and not geometries and not now.forces:
                     geometries, cells = now.geometries, now.cells  # the same calculation at another cutoff
                     found.pop()
-                now = _Calculation(len(found), geometries, cells, last=last, converged=converged, flaw=flaw)
+                flaw = flaw or _broken(iterations, geometries)
+                now = _Calculation(len(found), geometries, cells, iterations, converged=converged, flaw=flaw)
                 found.append(now)
-                geometries, cells, last, cycle, converged, flaw = [], [], None, 0, True, ""
+                geometries, cells, iterations, converged, flaw = [], [], [], True, ""
             if now is None or name in now.energies or match[2] != "eV" or not re.fullmatch(_FLOAT, match[1]):
                 flaw = "an energy is no number of eV, or stands where none is expected"
                 if now is not None:
@@ -142,7 +162,14 @@ def _calculations(lines: list[str]) -> tuple[list[_Calculation], list[str]]:
                 now.energies[name] = float(match[1])
         elif "Total energy corrected for finite basis set" in line:
             basis = False
+        elif match := _STEP.match(line):
+            printed = 0 if match[1] == "previous" else printed + 1
+            if printed > steps and now is not None:
+                now.flaw = f"a step of iteration {iteration} is missing"
         elif match := _ITERATION.search(line):
+            if step := _STEPS.match(line):
+                geometries, cells, iterations, back = [], [], [], False
+                steps = steps + 1 if step[1] == "improving" else 1
             number = int(match[2])
             finished = match[1].lower() == "finished"
             if number != iteration and (finished or number != iteration + 1) and not (continued and not iteration):
@@ -166,7 +193,7 @@ def _frame(one: _Calculation, cell: Array | None, dispersion: bool, constraints:
     if dispersion and not one.energies.keys() & {"corrected", "corrected free"}:
         return "its energy is printed without the dispersion correction"
     free = one.energies.get("free", one.energies["energy"])
-    if one.last is not None and abs(one.last - free) > 1e-4 + 1e-7 * abs(free):
+    if one.iterations and abs(one.iterations[-1][1] - free) > 1e-4 + 1e-7 * abs(free):
         return f"its energy, {free:.6f} eV, is not that of its last iteration"
     names, fractions = first
     energy = one.energies[next(name for name in reversed(_ENERGIES) if name in one.energies)]
@@ -186,6 +213,20 @@ def _frame(one: _Calculation, cell: Array | None, dispersion: bool, constraints:
     atoms = Atoms([name.split()[0] for name in names], scaled_positions=fractions, cell=cell, pbc=True)
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms if one.converged else Unconverged(atoms, "not converged: CASTEP says that it has not reached the groundstate")
+
+
+def _broken(iterations: list[tuple[int, float, float | None]], geometries: list[tuple[list[str], Array] | None]) -> str:
+    """Why these are not the electronic iterations of one calculation, from its beginning on; or nothing."""
+    count = len(geometries[-1][0]) if geometries and geometries[-1] else 0
+    if iterations and iterations[0][0]:
+        return "its first electronic iterations are missing"
+    for (number, before, _), (following, energy, gain) in pairwise(iterations):
+        if following != number + 1:
+            return f"electronic iteration {number} is followed by {following}: something is missing or mixed in"
+        # Energies are printed with nine digits, the gain with more.
+        if gain is not None and count and abs(before - energy - count * gain) > 3e-8 * (abs(before) + abs(energy)):
+            return f"the energy of electronic iteration {following} does not follow from that before: something is missing or mixed in"
+    return ""
 
 
 def _repeats(table: tuple[list[str], Array] | str, found: list[_Calculation]) -> bool:

@@ -162,8 +162,10 @@ def castep(run, *, dispersion=0.0, converged=True) -> str:
             text += f" Starting MD iteration          {n} ...\n\n"
         text += cell(atoms) + contents(atoms)
         text += "------------------------------------------------------------------------ <-- SCF\n"
+        text += f"Initial {results['free_energy'] + 0.3:18.8E}                  1.0  <-- SCF\n"
         for cycle in (2, 1, 0):
-            text += f"{3 - cycle:7d} {results['free_energy'] + 0.1 * cycle:18.8E}     1.0E-003     2.0  <-- SCF\n"
+            gain = f"{0.1 / len(atoms):18.8E}     2.0  <-- SCF\n"
+            text += f"{3 - cycle:7d} {results['free_energy'] + 0.1 * cycle:18.8E} {gain}"
         if not converged:
             text += " *Warning* max. SCF cycles performed but system has not reached the groundstate.\n"
         text += f"\nFinal energy, E             = {results['free_energy'] + 0.002:18.8f}     eV\n"
