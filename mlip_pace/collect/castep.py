@@ -62,6 +62,7 @@ class _Calculation:
     geometries: list[tuple[list[str], Array] | None]  # printed since its step began, with fractional coordinates
     cells: list[Array | None]
     iterations: list[tuple[int, float, float | None]]  # number, energy, and what it gained per atom over the one before
+    metal: bool  # with a Fermi energy, so that the energy to take is the free energy
     energies: dict[str, float] = field(default_factory=dict)
     forces: dict[str, tuple[list[str], Array] | str] = field(default_factory=dict)  # by their name, or what is wrong with them
     stress: Array | None = None
@@ -113,16 +114,17 @@ def _calculations(lines: list[str]) -> tuple[list[_Calculation], list[str]]:
     cells: list[Any] = []
     iterations: list[tuple[int, float, float | None]] = []
     converged, basis, flaw, iteration, steps, printed = True, False, "", 0, 0, 0
-    continued = back = False
+    continued = back = moved = metal = ended = False  # `moved`: a step has begun, whose energy is still to come
     for n, line in enumerate(lines):
         now = found[-1] if found else None
         if match := _SCF.match(line):
             number = 0 if match[1] == "Initial" else int(match[1])
             gain = re.fullmatch(rf"(?: +{_FLOAT})? +{_FLOAT} +{_FLOAT} *", match[3])
+            metal = bool(gain and gain[1])
             iterations.append((number, float(match[2]), float(gain[2]) if gain and number else None))
         elif "Real Lattice" in line:
             if not back:
-                cells.append(_cell(lines[n : n + 4]))
+                cells.append(_cell(lines[n : n + 5]))
         elif "Fractional coordinates of atoms" in line:
             if not back:
                 geometries.append(_geometry(lines[n + 1 :]))
@@ -136,13 +138,15 @@ def _calculations(lines: list[str]) -> tuple[list[_Calculation], list[str]]:
             continued = True
         elif (match := _TABLE.match(line)) and match[2] == "Forces":
             table = _forces(lines[n + 1 :])
-            if now is None or match[1] in now.forces or geometries:
-                if not _repeats(table, found):
+            if now is None or match[1] in now.forces or geometries or back or moved:
+                if not ended and not _repeats(table, found):
                     extra.append("forces without an energy of their own are printed")
             else:
                 now.forces[match[1]] = table
+                if iterations or basis:
+                    now.flaw = "an energy is missing between its own and its forces"
         elif match:
-            if now is not None and not geometries and now.stress is None:
+            if now is not None and not (geometries or back or moved) and now.stress is None:
                 now.stress = _stress(lines[n + 1 : n + 14])
         elif match := next((m for pattern in _ENERGIES.values() if (m := pattern.match(line))), None):
             name = next(name for name, pattern in _ENERGIES.items() if pattern.match(line))
@@ -151,9 +155,9 @@ def _calculations(lines: list[str]) -> tuple[list[_Calculation], list[str]]:
                     geometries, cells = now.geometries, now.cells  # the same calculation at another cutoff
                     found.pop()
                 flaw = flaw or _broken(iterations, geometries)
-                now = _Calculation(len(found), geometries, cells, iterations, converged=converged, flaw=flaw)
+                now = _Calculation(len(found), geometries, cells, iterations, metal, converged=converged, flaw=flaw)
                 found.append(now)
-                geometries, cells, iterations, converged, flaw = [], [], [], True, ""
+                geometries, cells, iterations, converged, flaw, back, moved = [], [], [], True, "", False, False
             if now is None or name in now.energies or match[2] != "eV" or not re.fullmatch(_FLOAT, match[1]):
                 flaw = "an energy is no number of eV, or stands where none is expected"
                 if now is not None:
@@ -167,16 +171,23 @@ def _calculations(lines: list[str]) -> tuple[list[_Calculation], list[str]]:
             if printed > steps and now is not None:
                 now.flaw = f"a step of iteration {iteration} is missing"
         elif match := _ITERATION.search(line):
+            if (iterations or basis) and now is not None and not moved:
+                now.flaw = now.flaw or "an energy is missing between its own and the next step"
             if step := _STEPS.match(line):
-                geometries, cells, iterations, back = [], [], [], False
+                geometries, cells, iterations, back, moved, basis = [], [], [], False, True, False
                 steps = steps + 1 if step[1] == "improving" else 1
             number = int(match[2])
-            finished = match[1].lower() == "finished"
-            if number != iteration and (finished or number != iteration + 1) and not (continued and not iteration):
-                flaw = f"iteration {iteration} is followed by {'the end of ' if finished else ''}{number}: something is missing"
+            begins = match[1].lower() == "starting"
+            if number != iteration and not (begins and number == iteration + 1) and not (continued and not iteration):
+                flaw = f"iteration {iteration} is followed by {'' if begins else 'the end of '}{number}: something is missing"
                 if now is not None:
                     now.flaw = flaw
             iteration = number
+            # Behind the last step of molecular dynamics the atoms have moved on, and the stress can have another sign.
+            ended = "finished MD" in line
+            moved = moved or ended
+    if found and basis and not moved:
+        found[-1].flaw = found[-1].flaw or "the file ends within the finite basis set correction"
     return found, extra
 
 
@@ -192,6 +203,8 @@ def _frame(one: _Calculation, cell: Array | None, dispersion: bool, constraints:
         return "its cell is printed in several ways, or broken, or not at all"
     if dispersion and not one.energies.keys() & {"corrected", "corrected free"}:
         return "its energy is printed without the dispersion correction"
+    if one.metal and "free" not in one.energies:
+        return "its free energy is missing"
     free = one.energies.get("free", one.energies["energy"])
     if one.iterations and abs(one.iterations[-1][1] - free) > 1e-4 + 1e-7 * abs(free):
         return f"its energy, {free:.6f} eV, is not that of its last iteration"
@@ -291,5 +304,5 @@ def _stress(lines: list[str]) -> Array | None:
 def _cell(lines: list[str]) -> Array | None:
     if "Real Lattice(A)" not in lines[0]:
         return None
-    rows = [[float(x) for x in line.split()[:3]] for line in lines[1:4] if _VECTORS.match(line)]
+    rows = [[float(x) for x in line.split()[:3]] for line in lines[1:] if _VECTORS.match(line)]
     return np.array(rows) if len(rows) == 3 else None

@@ -1,5 +1,7 @@
 """CASTEP's output: every label is that of its own step; what did not converge, or is not whole, is named."""
 
+import re
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -87,3 +89,56 @@ def test_a_damaged_file_gives_frames_that_are_in_it_or_reasons(data):
 @pytest.mark.parametrize("text", ["", "CASTEP version 23.1\n", castep(RUN[:1])[:400]])
 def test_a_file_without_a_frame_gives_none(text):
     assert not any(isinstance(frame, Atoms) for frame in read(text))
+
+
+def optimisation(run) -> str:
+    """As `castep` writes it, of an optimisation whose second step is a trial and an improved one, after which it goes back."""
+    first, *steps = castep(run).split(" Starting MD iteration")
+    trial, line, last = (step.partition("\n")[2].partition(" ... finished")[0] for step in steps)
+    table = " |  previous  |    0.000000 | <-- min LBFGS\n | trial step |    1.000000 | <-- min LBFGS\n"
+    atoms = "            x  Element" + trial.partition("            x  Element")[2].partition("\n\n")[0] + "\n\n"
+    return (
+        f"{first} LBFGS: finished iteration     0 with enthalpy= -1.0E+001 eV\n Starting LBFGS iteration          1 ...\n"
+        f" LBFGS: starting iteration         1 with trial guess (lambda=  1.000000)\n{trial}{table}"
+        f" LBFGS: improving iteration         1 with line minimization (lambda=  0.4)\n{line}{table}"
+        f" |  line step |    0.4000000 | <-- min LBFGS\n LBFGS: reverting to earlier configuration\n{atoms}"
+        " LBFGS: finished iteration     1 with enthalpy= -1.0E+001 eV\n Starting LBFGS iteration          2 ...\n"
+        f" LBFGS: starting iteration         2 with trial guess (lambda=  1.000000)\n{last}"
+        " LBFGS: finished iteration     2 with enthalpy= -1.0E+001 eV\n Total time          =      1.20 s\n"
+    )
+
+
+def test_a_step_after_one_that_is_taken_back_has_its_own_atoms():
+    found = read(optimisation(RUN))
+    assert all(same(ours, theirs) for ours, theirs in zip(found, RUN, strict=True))
+
+
+def test_forces_after_a_step_that_is_taken_back_are_not_those_of_the_last():
+    text = optimisation(RUN)
+    end = text.index(" LBFGS: finished iteration     1")
+    start = text.index(" ***************** Forces")
+    again = text[start : text.index(" ***************** Stress", start)].replace("Forces *", "Unconstrained Forces *")
+    assert all(same(ours, theirs) for ours, theirs in zip(read(text[:end] + again), RUN[:3], strict=True))
+
+
+def test_mixtures_of_elements_are_named():
+    table = "        x  Mixture   Fractional coordinates of atoms  Components  Weights  x\n"
+    assert read(castep(RUN).replace("Total time", table + "Total time")) == ["its atoms are mixtures of elements (VCA)"] * 4
+
+
+def test_iterations_that_do_not_follow_from_each_other_are_named():
+    """Of two calculations, whose parts number their iterations without a gap."""
+    text = castep(RUN)
+    second, third = [match.start() for match in re.finditer(r"^ +2 .*<-- SCF", text, re.MULTILINE)][:2]
+    found = read(text[:second] + text[third:])
+    assert len(found) == 3
+    assert isinstance(found[0], str)
+    assert same(found[2], RUN[3])
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_optimisation_gives_frames_that_are_in_it_or_reasons(data):
+    found = read(data.draw(damaged(optimisation(RUN))))
+    kept = [frame.atoms if isinstance(frame, Unconverged) else frame for frame in found if not isinstance(frame, str)]
+    assert all(any(same(atoms, other) for other in RUN) for atoms in kept)
