@@ -147,7 +147,7 @@ def _labels(part: list[str], count: int, settings: Settings, cell: Array | None)
         elif _ADDED.search(line):
             corrected = True
         elif line.startswith("  in kB"):
-            words = _DECIMAL.findall(line)
+            words = _columns(line.partition("kB")[2]) or _DECIMAL.findall(line)
             stress = numbers(words, 6)[0] if len(words) == 6 else None
         elif "volume of cell" in line:
             volume = _DECIMAL.search(line)
@@ -189,8 +189,18 @@ def _table(lines: list[str], count: int, more: bool) -> Array:
     return numbers(words, 6)
 
 
+def _columns(line: str) -> list[str]:
+    """The numbers of a line in which all have as many decimals as the last; none if there is anything else in it.
+
+    A number that fills its column stands without a blank behind the one before: `0.000000000113.517567000`.
+    """
+    last = re.search(r"\.(\d+)\s*$", line)
+    number = rf"-?\d*\.\d{{{len(last[1])}}}" if last else ""
+    return re.findall(number, line) if last and re.fullmatch(rf"(?:\s*{number})+\s*", line) else []
+
+
 def _cell(lines: list[str]) -> Array:
-    rows = [_DECIMAL.findall(line)[:3] for line in lines]
+    rows = [_columns(line)[:3] for line in lines]
     if len(rows) != 3 or any(len(row) != 3 for row in rows):
         raise _Broken("its cell is not three rows of three numbers")
     return numbers([word for row in rows for word in row], 3)

@@ -238,3 +238,17 @@ def test_hard_cases(case, energies):
 def test_an_element_is_never_read_from_the_name_of_a_kind_of_potential(symbol, potential, element):
     """Phosphorus from PAW, uranium from US, nitrogen from NC."""
     assert vasp.element(symbol, potential) == element
+
+
+def test_numbers_that_fill_their_columns_are_read_without_a_blank_between_them():
+    """A vacuum of more than 100 Å, and a stress of more than 100000 kB."""
+    atoms = RUN[0].copy()
+    atoms.set_cell(atoms.cell.array + np.diag([0, 108.087567, 150]))
+    atoms.calc = RUN[0].calc
+    atoms.calc.results = {**atoms.calc.results, "stress": -vasp.KBAR * np.array([1.0, 2.0, 123456.78901, 123456.0, 3.0, 234567.0])}
+    text = outcar([atoms])
+    assert "0.000000000113.517567000" in text
+    assert re.search(r"in kB .*\.\d{5}123456\.", text)
+    (found,) = outcar_reader.read(text.encode())
+    assert same(found, atoms)
+    assert "stress" in found.calc.results
