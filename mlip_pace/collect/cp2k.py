@@ -41,6 +41,15 @@ _NEXT = re.compile(
 )
 # What is printed behind an energy: between coordinates and an energy, one is missing.
 _RESULTS = re.compile(r"ATOMIC FORCES|FORCES\||STRESS\||STRESS TENSOR|MD_INI\||INITIAL POTENTIAL ENERGY|OPT\| Step|at step =")
+_SCF = re.compile(r"^ *Step +Update method .*\n", re.MULTILINE)
+# Energy, and how much it changed; a line search (OT LS) does not print that.
+_ITERATION = re.compile(r"^ +(\d+) +[A-Z][\w.]*[ /].* ([-+]?\d+\.\d{6,})(?: +([-+]?\d\.\d+E[-+]\d+))? *$", re.MULTILINE)
+_LAST = re.compile(r"SCF run NOT converged|(?:SCF run converged in|Leaving inner SCF loop after reaching) +(\d+) ")
+# Numbers of steps, behind the energy of each: the first one, which has coordinates, is no step of molecular dynamics.
+_STEP = re.compile(
+    r"^ *(?:-+ +Informations at step = +|(OPTIMIZATION STEP: +|OPT\| Step number +)|(STEP NUMBER +=? +|MD\| Step number +))(\d+)\b",
+    re.MULTILINE,
+)
 _VARIABLE = re.compile(r"GLOBAL\| Run type +CELL_OPT|Ensemble type +(?:NPT|NPE)", re.IGNORECASE)
 
 _ENERGIES = {"a.u.": Hartree, "hartree": Hartree, "ev": 1.0, "ry": Ry, "kcalmol": kcal / mol, "kjmol": kJ / mol}
@@ -82,11 +91,36 @@ def _read_run(text: str) -> Iterator[Frame]:
                 raise Unreadable(f"the energy is put together from several parts ({', '.join(sorted(parts))})")
             if geometry.lost:
                 raise Unreadable(geometry.lost)
+            _whole(before, energy, _SCF.search(text) is not None)
+            if step := _STEP.search(behind):
+                first = 0 if step[2] is None and step[1] is None else 1 if step[1] else -1
+                if int(step[3]) > first:
+                    raise Unreadable("steps are missing between its coordinates and its energy")
             atoms = _labelled(geometry, energy, behind[: found.start()] if (found := _NEXT.search(behind)) else behind)
             reason = "the SCF did not converge" if _failed(before) else method
             yield Unconverged(atoms, f"CP2K: {reason}") if reason else atoms
         except Unreadable as reason:
             yield f"CP2K: {reason}"
+
+
+def _whole(before: str, energy: re.Match[str], iterates: bool) -> None:
+    """Raises `Unreadable` if the SCF before an energy is not all there, and its own: each iteration follows from that before."""
+    begins = [match.end() for match in _SCF.finditer(before)]
+    if iterates and not begins:
+        raise Unreadable("the SCF of this energy is missing")
+    last = 0.0
+    for begin, end in zip(begins, [*begins[1:], len(before)][: len(begins)], strict=True):
+        table = before[begin:end]
+        ends = _LAST.search(table)
+        rows = _ITERATION.findall(table[: ends.start()] if ends else "")
+        if [int(n) for n, *_ in rows] != list(range(1, len(rows) + 1)) or not ends or (ends[1] and int(ends[1]) != len(rows)):
+            raise Unreadable("iterations of the SCF are missing")
+        for number, value, change in rows:
+            # Three digits of the change are printed. The first SCF of a step begins at 0, one of an outer loop where it was.
+            since = [last, 0.0] if number == "1" else [last]
+            if change and all(abs(_float(value) - one - _float(change)) > 0.006 * abs(_float(change)) + 1e-9 for one in since):
+                raise Unreadable("iterations of the SCF are missing")
+            last = _float(value) if change else last
 
 
 def _failed(before: str) -> bool:

@@ -200,3 +200,15 @@ def test_coordinates_are_known_whatever_module_prints_them():
     (one,), (same,) = (list(map(atoms_of, read_output(given))) for given in (text, other))
     assert one == same
     assert one.calc.results["energy"] == same.calc.results["energy"]
+
+
+@pytest.mark.parametrize("name", ["h2.md.cp2k.out.gz", "h2.cell-opt.cp2k.out.gz"])
+@pytest.mark.parametrize("place", ["SCF WAVEFUNCTION OPTIMIZATION", r"^ +2 \w+/Diag\.", r"\*\*\* SCF run converged", r"^ *ENERGY\|"])
+def test_a_lost_step_gives_the_next_one_not_the_first_ones_coordinates(name, place):
+    """From a place of the first step to the same place of a later one."""
+    text = raw(name)
+    first, second, third = [match.start() for match in re.finditer(place, text, re.MULTILINE)][:3]
+    for later in (second, third):
+        frames = list(read_output(text[:first] + text[later:]))
+        assert frames
+        assert all(isinstance(frame, str) for frame in frames)
