@@ -83,7 +83,11 @@ def _cell(text: str) -> tuple[Any, list[bool]]:
     rows = _rows(text, rf" *(\d)\. axis: +(yes|no){_THREE} +\d+ +[\d.]+", 3)
     if [n for n, *_ in rows] != ["1", "2", "3"]:
         raise Unreadable("the cell cannot be read")
-    return _numbers([row[2:] for row in rows]), [periodic == "yes" for _, periodic, *_ in rows]
+    cell = _numbers([row[2:] for row in rows])
+    lengths = re.search(rf"^ *Lengths:{_THREE} *\n", text, _FLAGS)
+    if lengths and abs(np.linalg.norm(cell, axis=1) - [float(x) for x in lengths.groups()]).max() > 1e-5:
+        raise Unreadable("the lengths of the cell are not those of its vectors")
+    return cell, [periodic == "yes" for _, periodic, *_ in rows]
 
 
 def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
@@ -101,7 +105,9 @@ def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
         raise Unreadable("the SCF did not converge")
     if not energies:
         raise Unreadable("the run ended within the SCF")
-    _whole(piece[: energies[0].start()])
+    if len(_CELL.findall(piece)) > 1:
+        raise Unreadable("there is more than one cell for the same positions")
+    _whole(piece[: energies[0].start()], energies[0][0])
     if "Legendre-transformed energies" in piece:
         raise Unreadable("the number of electrons follows an electrode potential")
     if len(energies) > 1:
@@ -129,12 +135,18 @@ def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
     return atoms
 
 
-def _whole(scf: str) -> None:
-    """Raises `Unreadable` if iterations are missing, as in files of which a part is lost."""
+def _whole(scf: str, energies: str) -> None:
+    """Raises `Unreadable` if iterations are missing, as in files of which a part is lost; `energies` is what is printed behind."""
     numbers = [int(n) for n in re.findall(r"^[# ]*iter: +(\d+) ", scf, re.MULTILINE)]
     last = re.search(r"^(?:Converged after|SCF steps:|scf_steps:) +(\d+)", scf, _FLAGS)
     if numbers != list(range(1, len(numbers) + 1)) or (last and numbers and int(last[1]) != numbers[-1]):
         raise Unreadable("iterations of the SCF are missing")
+    if numbers and not last:
+        raise Unreadable("the end of the SCF is missing")
+    # Of the layout whose first column is the energy, as extrapolated to zero smearing.
+    if "log10-change" in scf and (rows := re.findall(rf"^[# ]*iter: +\d+ +[\d:]+ +{_REAL}c? ", scf, re.MULTILINE)):
+        if all(abs(float(rows[-1]) - float(x)) > 2e-5 for x in re.findall(rf"{_REAL} *\n", energies)):
+            raise Unreadable("its energy is not that of the last iteration of its SCF")
 
 
 def _float(text: str) -> float:
