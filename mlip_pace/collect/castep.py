@@ -50,7 +50,9 @@ _SCF = re.compile(rf"^ *(Initial|\d+) +{_FLOAT} (.*)<-- SCF")  # energy, Fermi e
 _ITERATION = re.compile(r"(starting|improving|finished) (?:\w+ )?iteration +(\d+)", re.IGNORECASE)
 _STEPS = re.compile(r"^ *(?:\w+: (starting|improving) iteration|Starting MD iteration)")  # where a new geometry comes next
 _BACK = re.compile(r"^ *\w+: reverting to earlier configuration")  # its energy and forces are not printed again
-_STEP = re.compile(r"^ *\| *(previous|trial step|line step|quad step) *\|.*<-- min")  # the last one is that of the energy before
+_STEP = re.compile(
+    r"^ *\| *(previous|trial step|line step|quad step) *\|.*<-- min"
+)  # the last one is that of the energy before
 _CONSTRAINTS = re.compile(r"Number of ionic constraints += +(\d+)")
 
 

@@ -70,10 +70,11 @@ def _read_run(text: str) -> Iterator[Frame]:
     frames: list[Frame] = []
     new: Any = None  # a cell that waits for the positions that go with it
     count, variable = 0, _cell_varies(text, begin)
-    for piece in pieces:
+    for before_it, piece in zip(["", *pieces], pieces, strict=False):
         try:
             if piece.startswith("CELL_PARAMETERS"):
                 new, lost = _cell(piece, run.alat), "a new cell has no positions"
+                _has_volume(new, before_it)
             elif piece.startswith("ATOMIC_POSITIONS"):
                 if new is None and variable:
                     raise Unreadable("the cell of these positions is not printed")
@@ -208,6 +209,13 @@ def _cell(piece: str, alat: float) -> Any:
     return np.array([[_float(x) for x in row] for row in rows]) * unit
 
 
+def _has_volume(cell: Any, before: str) -> None:
+    """Raises `Unreadable` if a new cell has not the volume that is printed before it."""
+    printed = re.search(rf"new unit-cell volume += *{_REAL} a\.u\.\^3", before)
+    if printed and abs(abs(np.linalg.det(cell)) / Bohr**3 / _float(printed[1]) - 1) > _VOLUME:
+        raise Unreadable("the volume is not that of the cell")
+
+
 def _moved(piece: str, before: Atoms, cell: Any, run: _Run) -> Atoms:
     """The atoms at the positions that the piece begins with: those of `before`, if it is known, in the same order."""
     match = re.match(r"ATOMIC_POSITIONS *\((alat|bohr|angstrom|crystal)\) *\n", piece)
@@ -239,6 +247,8 @@ def _frame(piece: str, atoms: Atoms, run: _Run) -> Frame | None:
     hybrid = "EXX: now go back" in piece or any(mark == "!!" for _, mark, _ in energies)
     final = [(at, value) for at, mark, value in energies if mark == "!!"] if hybrid else _converged(piece)
     if failed and not final:
+        if len(re.findall(r"^ *iteration # ", piece, re.MULTILINE)) > len(energies):
+            raise Unreadable("iterations of the SCF are missing")
         final = [(at, value) for at, _, value in energies[-1:]]
     if len(final) > 1 or len(forces) > 1:
         raise Unreadable("there is more than one result for the same coordinates")
@@ -283,7 +293,11 @@ def _converged(piece: str) -> list[tuple[int, str]]:
 
 def _whole(piece: str, hybrid: bool) -> None:
     """Raises `Unreadable` if iterations are missing, as in files of which a part is lost."""
-    for cycle in piece.split("Self-consistent Calculation")[1:]:
+    cycles = piece.split("Self-consistent Calculation")[1:]
+    ends = "End of self-consistent calculation" if hybrid else "\n!"
+    if any(ends not in cycle and "convergence NOT achieved" not in cycle for cycle in cycles[:-1]):
+        raise Unreadable("an SCF begins within another: what is between them is missing")
+    for cycle in cycles:
         numbers = [int(n) for n in re.findall(r"^ *iteration # *(\d+) ", cycle, re.MULTILINE)]
         end = cycle.partition("End of self-consistent calculation")[2]
         last = re.search(r"convergence has been achieved in +(\d+) iterations", end)

@@ -144,9 +144,9 @@ def _whole(scf: str, energies: str) -> None:
     if numbers and not last:
         raise Unreadable("the end of the SCF is missing")
     # Of the layout whose first column is the energy, as extrapolated to zero smearing.
-    if "log10-change" in scf and (rows := re.findall(rf"^[# ]*iter: +\d+ +[\d:]+ +{_REAL}c? ", scf, re.MULTILINE)):
-        if all(abs(float(rows[-1]) - float(x)) > 2e-5 for x in re.findall(rf"{_REAL} *\n", energies)):
-            raise Unreadable("its energy is not that of the last iteration of its SCF")
+    rows = re.findall(rf"^[# ]*iter: +\d+ +[\d:]+ +{_REAL}c? ", scf, re.MULTILINE) if "log10-change" in scf else []
+    if rows and all(abs(float(rows[-1]) - float(x)) > 2e-5 for x in re.findall(rf"{_REAL} *\n", energies)):
+        raise Unreadable("its energy is not that of the last iteration of its SCF")
 
 
 def _float(text: str) -> float:

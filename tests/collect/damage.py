@@ -30,19 +30,21 @@ def identity(frame: Frame) -> dict[str, object]:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, texts: list[str]) -> str:
-    """One of the texts: cut at any byte, with another after it (a run that was restarted), without some lines, or garbled."""
+def damaged(draw: st.DrawFn, texts: list[str], longest: int = 25) -> str:
+    """One of the texts: cut at any byte, with another after it (a run that was restarted), without some lines or with some of
+    them twice (up to `longest`: with more than a step has, one can end up in the same table of another), or garbled."""
     text = draw(st.sampled_from(texts))
-    kind = draw(st.sampled_from(["cut", "again", "lost", "garbled"]))
+    kind = draw(st.sampled_from(["cut", "again", "lost", "twice", "garbled"]))
     here = draw(st.integers(0, len(text)))
     if kind == "cut":
         return text[:here]
     if kind == "again":
         return text[:here] + draw(st.sampled_from(["", "\n"])) + draw(st.sampled_from(texts))
-    if kind == "lost":
+    if kind in ("lost", "twice"):
         lines = text.splitlines(keepends=True)
         begin = draw(st.integers(0, len(lines)))
-        return "".join(lines[:begin] + lines[begin + draw(st.integers(1, 25)) :])
+        end = begin + draw(st.integers(1, longest))
+        return "".join(lines[:begin] + lines[end:] if kind == "lost" else lines[:end] + lines[begin:])
     places = draw(st.lists(st.integers(0, len(text) - 1), min_size=1, max_size=20))
     characters = list(text)
     for place in places:

@@ -187,7 +187,7 @@ TEXTS = [raw(name) for name in (WATER, OUTER, MD, CELL)]
 ORIGINALS = [frame for text in TEXTS for frame in read_output(text)]
 
 
-@given(damaged(TEXTS))
+@given(damaged(TEXTS, longest=400))
 def test_damage_gives_frames_of_the_file_or_reasons(text):
     only_frames_of(ORIGINALS, list(read_output(text)))
 
@@ -203,7 +203,9 @@ def test_coordinates_are_known_whatever_module_prints_them():
 
 
 @pytest.mark.parametrize("name", ["h2.md.cp2k.out.gz", "h2.cell-opt.cp2k.out.gz"])
-@pytest.mark.parametrize("place", ["SCF WAVEFUNCTION OPTIMIZATION", r"^ +2 \w+/Diag\.", r"\*\*\* SCF run converged", r"^ *ENERGY\|"])
+@pytest.mark.parametrize(
+    "place", ["SCF WAVEFUNCTION OPTIMIZATION", r"^ +2 \w+/Diag\.", r"\*\*\* SCF run converged", r"^ *ENERGY\|"]
+)
 def test_a_lost_step_gives_the_next_one_not_the_first_ones_coordinates(name, place):
     """From a place of the first step to the same place of a later one."""
     text = raw(name)

@@ -7,7 +7,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase.units import Bohr, Ry
-from collect.damage import atoms_of, damaged, only_frames_of, raw
+from collect.damage import atoms_of, damaged, identity, only_frames_of, raw
 from conftest import RAW
 from hypothesis import given
 
@@ -252,6 +252,24 @@ TEXTS = [raw(name) for name in RUNS]
 ORIGINALS = [frame for text in TEXTS for frame in read_output(text)]
 
 
-@given(damaged(TEXTS))
+@given(damaged(TEXTS, longest=400))
 def test_damage_gives_frames_of_the_file_or_reasons(text):
     only_frames_of(ORIGINALS, list(read_output(text)))
+
+
+@pytest.mark.parametrize("place", ["iteration #  5", "End of self-consistent calculation"])
+def test_a_lost_cell_gives_no_step_that_of_another(place):
+    """From a place in the SCF of a step to the same place of the next one, whose cell was between them."""
+    text = raw("si.vc-relax.pwo.gz")
+    whole = [identity(frame) for frame in read_output(text)]
+    places = [match.start() for match in re.finditer(place, text)]
+    for one, other in itertools.pairwise(places):
+        frames = list(read_output(text[:one] + text[other:]))
+        assert all(isinstance(frame, str) or identity(frame) in whole for frame in frames)
+
+
+def test_a_new_cell_has_the_volume_that_is_printed_with_it():
+    text = raw("si.vc-relax.pwo.gz")
+    frames = list(read_output(text.replace("new unit-cell volume =    276.9", "new unit-cell volume =    279.9")))
+    assert [n for n, frame in enumerate(frames) if isinstance(frame, str)] == [2]
+    assert "volume" in frames[2]

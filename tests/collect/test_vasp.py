@@ -245,7 +245,10 @@ def test_numbers_that_fill_their_columns_are_read_without_a_blank_between_them()
     atoms = RUN[0].copy()
     atoms.set_cell(atoms.cell.array + np.diag([0, 108.087567, 150]))
     atoms.calc = RUN[0].calc
-    atoms.calc.results = {**atoms.calc.results, "stress": -vasp.KBAR * np.array([1.0, 2.0, 123456.78901, 123456.0, 3.0, 234567.0])}
+    atoms.calc.results = {
+        **atoms.calc.results,
+        "stress": -vasp.KBAR * np.array([1.0, 2.0, 123456.78901, 123456.0, 3.0, 234567.0]),
+    }
     text = outcar([atoms])
     assert "0.000000000113.517567000" in text
     assert re.search(r"in kB .*\.\d{5}123456\.", text)
