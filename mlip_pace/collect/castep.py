@@ -6,8 +6,8 @@ print an earlier geometry, to which it goes back. So the energies at other cutof
 no frames of their own, the path of a transition state search (of which CASTEP prints the energies only) is left out, and forces
 that are printed once more at the end of an optimisation count once.
 
-What says that nothing is missing between the parts of a frame: each electronic iteration says how much energy it gained over the
-one before, the iterations of an optimisation are numbered, and a table names the steps within each of them.
+What says that nothing is missing between the parts of a frame: each electronic iteration says how much energy it gained, the
+iterations of an optimisation are numbered, and a table names the steps within each of them.
 
 Energy: the free energy (E-TS) where there is one, with the dispersion correction, without the finite basis set correction:
 CASTEP prints that for some steps only, and it depends on the cell alone. Units are those that CASTEP prints by default;
@@ -240,7 +240,7 @@ def _broken(iterations: list[tuple[int, float, float | None]], geometries: list[
             return f"electronic iteration {number} is followed by {following}: something is missing or mixed in"
         # Energies are printed with nine digits, the gain with more.
         if gain is not None and count and abs(before - energy - count * gain) > 3e-8 * (abs(before) + abs(energy)):
-            return f"the energy of electronic iteration {following} does not follow from that before: something is missing or mixed in"
+            return f"electronic iteration {following} does not go on from the energy before: something is missing or mixed in"
     return ""
 
 

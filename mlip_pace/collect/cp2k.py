@@ -47,7 +47,8 @@ _ITERATION = re.compile(r"^ +(\d+) +[A-Z][\w.]*[ /].* ([-+]?\d+\.\d{6,})(?: +([-
 _LAST = re.compile(r"SCF run NOT converged|(?:SCF run converged in|Leaving inner SCF loop after reaching) +(\d+) ")
 # Numbers of steps, behind the energy of each: the first one, which has coordinates, is no step of molecular dynamics.
 _STEP = re.compile(
-    r"^ *(?:-+ +Informations at step = +|(OPTIMIZATION STEP: +|OPT\| Step number +)|(STEP NUMBER +=? +|MD\| Step number +))(\d+)\b",
+    r"^ *(?:-+ +Informations at step = +|(OPTIMIZATION STEP: +|OPT\| Step number +)|(STEP NUMBER +=? +|MD\| Step number +))"
+    r"(\d+)\b",
     re.MULTILINE,
 )
 _VARIABLE = re.compile(r"GLOBAL\| Run type +CELL_OPT|Ensemble type +(?:NPT|NPE)", re.IGNORECASE)
@@ -104,7 +105,7 @@ def _read_run(text: str) -> Iterator[Frame]:
 
 
 def _whole(before: str, energy: re.Match[str], iterates: bool) -> None:
-    """Raises `Unreadable` if the SCF before an energy is not all there, and its own: each iteration follows from that before."""
+    """Raises `Unreadable` if the SCF before an energy is not all there: each iteration goes on from the one before."""
     begins = [match.end() for match in _SCF.finditer(before)]
     if iterates and not begins:
         raise Unreadable("the SCF of this energy is missing")

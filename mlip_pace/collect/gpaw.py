@@ -136,7 +136,7 @@ def _frame(piece: str, cell: Any, pbc: list[bool]) -> Frame:
 
 
 def _whole(scf: str, energies: str) -> None:
-    """Raises `Unreadable` if iterations are missing, as in files of which a part is lost; `energies` is what is printed behind."""
+    """Raises `Unreadable` if iterations are missing, as in files of which a part is lost; `energies` come behind them."""
     numbers = [int(n) for n in re.findall(r"^[# ]*iter: +(\d+) ", scf, re.MULTILINE)]
     last = re.search(r"^(?:Converged after|SCF steps:|scf_steps:) +(\d+)", scf, _FLAGS)
     if numbers != list(range(1, len(numbers) + 1)) or (last and numbers and int(last[1]) != numbers[-1]):
