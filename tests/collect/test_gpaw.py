@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from collect.damage import atoms_of, damaged, only_frames_of, raw
+from collect.damage import atoms_of, damaged, identity, only_frames_of, raw
 from hypothesis import given
 
 from mlip_pace.collect.files import Unconverged
@@ -147,3 +147,17 @@ ORIGINALS = [frame for text in TEXTS for frame in read_output(text)]
 @given(damaged(TEXTS))
 def test_damage_gives_frames_of_the_file_or_reasons(text):
     only_frames_of(ORIGINALS, [atoms_of(frame) if isinstance(frame, Unconverged) else frame for frame in read_output(text)])
+
+
+@pytest.mark.parametrize("place", [r"^iter: +4 ", "^Converged after", "^Free energy:"])
+def test_an_energy_on_the_positions_of_the_step_before_is_named(place):
+    """From a place in the SCF of a step to the next one's energy."""
+    text = raw("h2.relax.gpaw.txt.gz")
+    whole = [identity(frame) for frame in read_output(text) if not isinstance(frame, str)]
+    starts = [match.start() for match in re.finditer(place, text, re.MULTILINE)]
+    energies = [match.start() for match in re.finditer("^Free energy:", text, re.MULTILINE)]
+    for one in starts:
+        for other in energies:
+            if other > one:
+                frames = list(read_output(text[:one] + text[other:]))
+                assert all(isinstance(frame, str) or identity(frame) in whole for frame in frames)
