@@ -13,6 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -39,6 +40,7 @@ NEARLY = 0.1  # eV/Å; forces that are smaller at the end are no sign that a cry
 HIGHER = 1e-3  # eV/atom that the symmetric structure may be above the one that it was found in
 CANDIDATES = 3  # structures of a composition that are relaxed
 HEAT = 1.0  # eV/atom that they are above the lowest, at most: solids at 3000 K have 0.8
+VACANCIES = 4  # that are filled at most: a foam would take in atoms without end
 LEAST_WITH_VACANCY = 15  # atoms of a supercell of an element that may have one
 LONGEST_BOND, NEARLY_A_BOND = 6.0, 0.85  # Å; of the shortest distance, that the place of a vacancy is away from all atoms
 VOLUMES = 0.6, 1.6  # of a structure, that it may relax to
@@ -178,14 +180,14 @@ def crystal_of(lowest: Lowest, calculator: Any, e0: Mapping[str, float], deadlin
     given = lowest.atoms
     first = relaxed(given, calculator, deadline, cell=True, fmax=FIRST)
     best, energy = _settled(first, calculator, e0, deadline)
-    while (fuller := filled(best)) is not None:
-        try:
+    with suppress(LeftOutError):  # then it stays as it is
+        for _ in range(VACANCIES):
+            if (fuller := filled(best)) is None:
+                break
             other, below = _settled(relaxed(fuller, calculator, deadline, cell=True, fmax=FIRST), calculator, e0, deadline)
-        except LeftOutError:
-            break
-        if below > energy - HIGHER:
-            break
-        best, energy = other, below
+            if below > energy - HIGHER:
+                break
+            best, energy = other, below
     conventional = standard(best)
     lattice, small = Lattice.of(best), len(best) <= LARGEST_CELL
     is_crystal = small and (lattice.number > 1 or len(best) <= WITHOUT_SYMMETRY)
