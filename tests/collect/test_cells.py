@@ -64,7 +64,7 @@ def test_what_is_calculated_does_not_depend_on_the_vectors(demo, name, steps, mi
         atoms.calc = calculator
         results.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
     for one, other in zip(*results, strict=True):
-        np.testing.assert_allclose(other, one, atol=1e-7)
+        np.testing.assert_allclose(other, one, atol=1e-6)  # vectors 40 times as long have lost digits
 
 
 def slab():
