@@ -106,8 +106,8 @@ def of_several_setups(structures: Sequence[Atoms], energies: Sequence[float], fo
     for atoms, energy, pushed in zip(structures, energies, forces, strict=True):
         if np.abs(pushed).max() > STRONG:
             continue
-        content = np.bincount(atoms.numbers) // np.gcd.reduce(np.bincount(atoms.numbers))
-        alike.setdefault(content.tobytes(), []).append((float(energy) / len(atoms), atoms))
+        counts = np.bincount(atoms.numbers)
+        alike.setdefault((counts // np.gcd.reduce(counts)).tobytes(), []).append((float(energy) / len(atoms), atoms))
     for found in alike.values():
         values = np.sort([energy for energy, _ in found])
         gaps = np.diff(values)

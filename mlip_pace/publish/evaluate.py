@@ -136,8 +136,8 @@ def score(
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
     missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
     warnings += ruled_by_few(frame[used]) + beyond_training(by_subset) + little_learned(frame[used], by_subset["train"])
-    graded, grader = None, Grader.of(published.potential.parent)
-    if grader is not None and "test" in by_subset:
+    graded = None
+    if "test" in by_subset and (grader := Grader.of(published.potential.parent)) is not None:
         graded = grades.of_test(frame[frame["subset"] == "test"], frame[used], grader, workers)
         warnings += graded.warnings
     if published.committee.members and published.calibration is None:
