@@ -28,7 +28,16 @@ def inside(image):
     client = docker.from_env()
 
     def output(*command, **options):
-        return client.containers.run(image, command[1:], entrypoint=command[0], remove=True, **{**HARDENED, **options}).decode()
+        container = client.containers.create(image, command[1:], entrypoint=command[0], **{**HARDENED, **options})
+        try:
+            container.start()
+            code = container.wait()["StatusCode"]
+            # Read when it has ended: containers.run() follows the log, removes the container, and then loses its last lines.
+            printed = container.logs(stdout=True, stderr=False).decode()
+            assert code == 0, container.logs().decode()
+            return printed
+        finally:
+            container.remove(force=True)
 
     return output
 
