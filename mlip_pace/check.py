@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mlip_pace.report import telling
 from mlip_pace.run import gpu
 from mlip_pace.run.log import Journal
 from mlip_pace.settings import Settings
-from mlip_pace.train import estimate, fit, search, weights
+from mlip_pace.train import agreement, estimate, fit, linear, search, weights
 from mlip_pace.train.override import load_override
 from mlip_pace.train.pacemaker import PacemakerRunner
 
@@ -58,9 +59,12 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     weights.loss_weights(train, settings.training)
     first, wanted = inputs.basis_settings.first, search.wanted(inputs.basis_settings)
     built = build(*first)
+    doubt = agreement.doubt_about_stresses(train, partial(build, first[0]), first[1], settings.training.seed, threads)
+    doubts = [doubt] if doubt else []
+    telling.say_warnings(journal, doubts)
     size = basis.size(built)
     if wanted:
-        judged_by = search.sample(train, built, settings.training.seed)
+        judged_by = linear.sample(train, built, settings.training.seed)
         tries = ", ".join(f"{cutoff:g} Å with {count}" for cutoff, count in wanted)
         journal.say(f"cutoff and functions by evidence of {len(judged_by)} structures, of at most these: {tries}")
         journal.say(f"what follows is for {first[0]:g} Å and {first[1]} functions")
@@ -89,7 +93,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
         "iterations": settings.training.max_epochs,
         "threads": threads,
         "seconds": seconds,
-        "warnings": in_vain + collected.warnings + subtracted.warnings,
+        "warnings": in_vain + collected.warnings + subtracted.warnings + doubts,
     }
     return plan | (_of_pacemaker(inputs, built, target, journal) if pacemaker else {})
 

@@ -20,7 +20,7 @@ from mlip_pace.train.override import load_override, merged
 from mlip_pace.train.search import Build
 
 # The version of each stage: raised when the same inputs give another result, so that what was made before is made anew.
-COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE, PHYSICS = 6, 1, 2, 2, 6, 4, 5
+COLLECT, SUBTRACT, BASIS, SELECT, TRAIN, EVALUATE, PHYSICS = 7, 1, 3, 2, 6, 4, 5
 
 # Settings that have no effect beside another: of each kind of reference, and of a basis that is in a file.
 REFERENCE_IN_VAIN = {

@@ -102,7 +102,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         compute = replace(compute, deadline=_deadline(settings, begin, time.monotonic() - begin))
         chosen = selection.chosen_in(stages.select.folder)
         trained = stage(stages.train, Trained, lambda folder: fit.fit(folder, fit.Task(
-            _frame(stages.subtract, "target"), chosen, settings.selection.max_structures is not None, built,
+            searched.fitted(_frame(stages.subtract, "target")), chosen, settings.selection.max_structures is not None, built,
             subtracted.reference, shortest, collected.e0, settings.probe),
             settings.training, inputs.override, compute))  # fmt: skip
         telling.say_trained(journal, trained)
@@ -110,7 +110,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         scored = stages.evaluate if trained.complete else _so_far(stages.evaluate, trained)
         published_as = evaluate.Published(
             stages.train.result / "potential.yace", subtracted.reference, trained.of(chosen), trained.uncertainty,
-            Asked(settings.output.committee, settings.training.seed, collected.e0, shortest))  # fmt: skip
+            Asked(settings.output.committee, settings.training.seed, collected.e0, shortest), searched.stress)  # fmt: skip
         scores = stage(scored, evaluate.Scores, lambda folder: evaluate.score(
             folder, _frame(stages.subtract, "target"), published_as, settings.evaluate, compute.workers))  # fmt: skip
         telling.say_warnings(journal, scores.warnings)

@@ -52,6 +52,7 @@ ZBL_D = np.array([0.20162, 0.40290, 0.94229, 3.19980])
 # What pacemaker accepts without changing the energies on its own (docs/design.md), eV/atom.
 LOWEST_TARGET, HIGHEST_TARGET = -20.0, 250.0
 CHUNK = 64  # structures that a worker takes at a time
+VIRIAL = "virial"  # column of `delta`
 LARGE_AT_BONDS = 0.1  # eV/atom: a tenth of a weak bond
 
 
@@ -237,16 +238,16 @@ def delta(reference: Reference, frames: pd.DataFrame, workers: Workers = 1) -> p
 
     Raises `DataError` where nothing is left, or more than pacemaker takes without changing it by itself.
     """
-    rest = columns.GrowingFrame(["forces", "virial"])
+    rest = columns.GrowingFrame(["forces", VIRIAL])
     stresses = frames[STRESS] if STRESS in frames else [None] * len(frames)
     parts = pool.parallel_map(partial(_evaluate, reference), pool.chunks(frames[ATOMS].array, CHUNK), workers)
     labels = zip(frames[ATOMS], frames[ENERGY] - frames[ENERGY_ATOMS], frames[FORCES], stresses, strict=True)
     for (atoms, energy, forces, stress), (of_reference, pull, tension) in zip(labels, chain.from_iterable(parts), strict=True):
         virial = None if stress is None or tension is None else atoms.get_volume() * (stress - tension)[VOIGT]
-        rest.append({"energy_corrected": energy - of_reference, "forces": forces - pull, "virial": virial})
+        rest.append({"energy_corrected": energy - of_reference, "forces": forces - pull, VIRIAL: virial})
     target = frames.join(rest.frame().set_index(frames.index))
     if STRESS not in frames:
-        target = target.drop(columns="virial")
+        target = target.drop(columns=VIRIAL)
     if not target.energy_corrected.any() and not target.forces.map(np.any).any():
         raise DataError(
             "nothing is left for ACE to learn: all forces are 0, and all energies those of free atoms and reference",

@@ -548,9 +548,15 @@ def test_stresses_are_fitted_and_doubted_where_they_do_not_go_with_the_energies(
     elif sign == 1:
         assert not doubts
         assert errors["stress_rmse"] < 1.0 * GPa
+        assert "stress_left_out" not in metadata["training"]
     else:
         assert len(doubts) == 1
         assert "MLIP_PACE_DATA_STRESS_KEY=none" in doubts[0]
+        assert metadata["training"]["stress_left_out"]
+        without = mlip_pace(tmp_path / "without", tmp_path / "data.extxyz", BASIS_FUNCTIONS=60, DATA_STRESS_KEY="none")
+        assert without[0] == 0
+        published = [(tmp_path / name / "potential.yace").read_bytes() for name in ("out", "without")]
+        assert published[0] == published[1]
 
 
 def test_cutoff_and_functions_are_found_and_a_killed_search_goes_on(tmp_path):

@@ -181,6 +181,8 @@ def _checked_stress(given: Any) -> tuple[Array | None, str]:
         return None, f"it has {stress.size} values, expected 6 (Voigt) or 9"
     if not np.isfinite(stress).all():
         return None, "it has values that are no finite numbers"
+    if not stress.any():
+        return None, "all of it is exactly 0, as where none was calculated"
     stress = tensor(stress)
     if np.abs(stress - stress.T).max() > ASYMMETRY * np.abs(stress).max() + 1e-5:
         return None, "it is not symmetric"

@@ -94,7 +94,8 @@ def error_table(errors: dict[str, dict[str, float]]) -> str:
 @dataclass(frozen=True)
 class Published:
     """What is published and judged: the `.yace`, the reference, the sources of the structures that it was trained on (None: all
-    to train on), the calibration of its uncertainty, if it has any, and the committee that is asked for.
+    to train on), the calibration of its uncertainty, if it has any, the committee that is asked for, and whether stresses were
+    fitted, where there are some.
     """
 
     potential: Path
@@ -102,6 +103,7 @@ class Published:
     trained_on: Sequence[str] | None
     calibration: Calibration | None = None
     committee: Asked = NOT_ASKED
+    stress: bool = True
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def score(
     columns.save(frame, folder / "predictions")
     by_subset = {name: errors(rows) for name, rows in frame.groupby("subset")}
     by_type = {name: {kind: errors(rows) for kind, rows in part.groupby(CONFIG_TYPE)} for name, part in frame.groupby("subset")}
-    missed, warnings = _missed(by_subset.get("test"), gate), _doubts(frame[used], by_subset["train"])
+    missed = _missed(by_subset.get("test"), gate)
+    warnings = _doubts(frame[used], by_subset["train"]) if published.stress else []
     warnings += ruled_by_few(frame[used]) + beyond_training(by_subset) + little_learned(frame[used], by_subset["train"])
     graded = None
     if "test" in by_subset and (grader := Grader.of(published.potential.parent)) is not None:

@@ -64,7 +64,11 @@ def metadata(made: Made, settings: Settings, files: list[dict[str, str]], stages
             "tried": [asdict(one) for one in made.searched.tried],
             "structures": made.searched.structures,  # that they were judged by
         },
-        "training": {"settings": settings.training.model_dump(mode="json"), **measured(training)},
+        "training": {
+            "settings": settings.training.model_dump(mode="json"),
+            **measured(training),
+            **({} if made.searched.stress else {"stress_left_out": True}),
+        },
         "uncertainty": uncertainty(made),
         **({"grades": asdict(made.scores.grades)} if made.scores.grades else {}),
         **({"probe": measured(made.trained.held)} if made.trained.held else {}),

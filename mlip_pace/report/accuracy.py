@@ -69,6 +69,8 @@ def told_of_stress(metadata: dict[str, Any]) -> str:
         return ""
     if "stress_rmse" not in errors["train"]:
         return " Stress is compared, not fitted: no structure that was trained on has one."
+    if "stress_left_out" in training:
+        return " Stress is compared, not fitted: it does not go with energies and forces."
     if not training["linear_start"]:
         return " Stress is compared, not fitted: pacemaker's optimizers do not fit it."
     if any(attempt["iterations"] for attempt in training["attempts"]):

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from mlip_pace.ace import basis, uncertainty
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
-from mlip_pace.arrays import Array
+from mlip_pace.arrays import Array, Integers
 from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers
 from mlip_pace.train import linear
@@ -70,15 +70,28 @@ class Validated:
 
 
 @dataclass(frozen=True)
-class _Fold:
-    """The structures of a fold, and their normal equations, of energies and of forces (with virials)."""
+class Parted:
+    """Normal equations of energies and of forces (with virials)."""
 
-    structures: Sequence[Labelled]
     energies: Normal
     forces: Normal
 
+    def __add__(self, other: Parted) -> Parted:
+        return Parted(self.energies + other.energies, self.forces + other.forces)
+
     def normal(self, kappa: float) -> Normal:
         return _sum([(1 - kappa, self.energies), (kappa, self.forces)])
+
+    def of(self, columns: Integers) -> Parted:
+        return Parted(self.energies.of(columns), self.forces.of(columns))
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """The structures of a fold, and their normal equations."""
+
+    structures: Sequence[Labelled]
+    parted: Parted
 
 
 def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, workers: Workers) -> dict[float, Errors]:
@@ -89,7 +102,7 @@ def choose_kappa(structures: Sequence[Labelled], groups: Sequence[str], on: Basi
     scale = basis.smoothness(on)
     fits = []
     for kappa in KAPPAS:
-        normals = [fold.normal(kappa) for fold in folds]
+        normals = [fold.parted.normal(kappa) for fold in folds]
         lam = linear.solve(_sum([(1.0, normal) for normal in normals]), scale).lam
         fits.append([_without(normals, [n], lam, scale) for n in range(len(folds))])
     return dict(zip(KAPPAS, _held_out(folds, fits, on, workers)[0], strict=True))
@@ -105,7 +118,7 @@ def validate(
 ) -> Validated:  # fmt: skip
     """Fit all structures, and all but some of them. `spreads`: with the residuals, beside what the other folds say of them."""
     folds, scale = _folds(structures, groups, on, workers), basis.smoothness(on)
-    normals = [fold.normal(kappa) for fold in folds]
+    normals = [fold.parted.normal(kappa) for fold in folds]
     normal = _sum([(1.0, normal) for normal in normals])
     solution = linear.solve(normal, scale)
     if len(folds) < 2:
@@ -137,28 +150,17 @@ def _folds(structures: Sequence[Labelled], groups: Sequence[str], on: Basis, wor
         min(parts, key=len).extend(members[group])
     everything = np.arange(size)
     folds = [linear.Some(structures, np.array(sorted(part))) for part in parts]
-    accumulate = partial(_accumulate, expansion=basis.expansion(on))
-    sums = pool.parallel_sums(accumulate, [linear.chunks_of(fold) for fold in folds], workers)
-    return [_Fold(fold, one.energies.of(everything), one.forces.of(everything)) for fold, one in zip(folds, sums, strict=True)]
+    of_chunk = partial(accumulate, expansion=basis.expansion(on))
+    sums = pool.parallel_sums(of_chunk, [linear.chunks_of(fold) for fold in folds], workers)
+    return [_Fold(fold, parted.of(everything)) for fold, parted in zip(folds, sums, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Normals:
-    """Normal equations of energies and of forces."""
-
-    energies: Normal
-    forces: Normal
-
-    def __add__(self, other: _Normals) -> _Normals:
-        return _Normals(self.energies + other.energies, self.forces + other.forces)
-
-
-def _accumulate(chunk: Sequence[Labelled], expansion: Expansion) -> _Normals:
+def accumulate(chunk: Sequence[Labelled], expansion: Expansion) -> Parted:
     """The normal equations of some structures."""
     rows = [of_c for of_c, _ in expansion.rows((one.atoms for one in chunk), stress=linear.has_stress(chunk))]
     targets = [one.target for one in chunk]
     energies = linear.normal_equations(chunk, rows, targets, 0.0)
-    return _Normals(energies, linear.normal_equations(chunk, rows, targets, 1.0, energies.columns))
+    return Parted(energies, linear.normal_equations(chunk, rows, targets, 1.0, energies.columns))
 
 
 def _sum(parts: Sequence[tuple[float, Normal]]) -> Normal:

@@ -28,8 +28,9 @@ from mlip_pace.ace import basis
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import Array, Integers
-from mlip_pace.collect.dataset import ATOMS
+from mlip_pace.collect.dataset import ATOMS, SOURCE
 from mlip_pace.errors import SettingsError
+from mlip_pace.reference import VIRIAL
 from mlip_pace.run import limits, pool
 from mlip_pace.run.pool import Workers
 from mlip_pace.settings import TrainingSettings
@@ -42,6 +43,7 @@ T_co = TypeVar("T_co", covariant=True)
 ATOMS_IN_CHUNK = 500
 STRESS = 0.1  # κ_W/κ: stresses are fitted four times as well for 1 % of the errors of forces (docs/design.md)
 MATRICES = 10  # (functions, functions), that there are at once with two folds: theirs, their sums, those of the solve
+ROWS_PER_COEFFICIENT = 24  # rows of forces of a sample
 LAMBDAS = 10.0 ** np.arange(-16, 2, 0.1)
 
 
@@ -154,12 +156,20 @@ def labelled(target: pd.DataFrame, training: TrainingSettings | None = None) -> 
         target[ATOMS].array,
         target["energy_corrected"].to_numpy(),
         target["forces"].array,
-        target["virial"].array if "virial" in target else [None] * len(target),
+        target[VIRIAL].array if VIRIAL in target else [None] * len(target),
         weights.energy,
         weights.forces,
         weights.virial,
     )
     return Some(_Columns(columns), np.arange(len(target)))
+
+
+def sample(train: pd.DataFrame, on: Basis, seed: int) -> pd.DataFrame:
+    """Structures drawn at random until there are ROWS_PER_COEFFICIENT rows of forces for each coefficient, in their order."""
+    rows = ROWS_PER_COEFFICIENT * sum(basis.size(on).functions.values())
+    drawn = train.sort_values(SOURCE).sample(frac=1, random_state=seed)
+    enough = int(np.searchsorted(3 * drawn[ATOMS].map(len).cumsum().to_numpy(), rows)) + 1
+    return train[train[SOURCE].isin(drawn[SOURCE].iloc[:enough])]
 
 
 def normal_equations(
@@ -214,7 +224,7 @@ def solve(normal: Normal, scale: Array) -> Solution:
     values = np.clip(values, 0.0, None)
     projected = vectors.T @ (normal.vector * scale)
 
-    rounding = 1e-14 * normal.square
+    rounding = max(1e-14 * normal.square, np.finfo(float).tiny)
 
     def log_evidence(lam: float) -> float:
         misfit = normal.square - float((projected**2 / (values + lam)).sum())
@@ -225,7 +235,7 @@ def solve(normal: Normal, scale: Array) -> Solution:
     allowed = LAMBDAS[1e-14 * values[-1] < LAMBDAS]
     lam: float = max(map(float, allowed), key=log_evidence)
     scaled = projected / (values + lam)
-    loss = normal.square - float(scaled @ (2 * projected - values * scaled))
+    loss = max(normal.square - float(scaled @ (2 * projected - values * scaled)), 0.0)  # less than nothing is rounding
     return Solution(scale * (vectors @ scaled), lam, log_evidence(lam), loss, bool(lam == allowed[0]))
 
 

@@ -14,27 +14,28 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from mlip_pace.ace import basis, cost
+from mlip_pace.ace import cost
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.files import convert, write_linear
-from mlip_pace.collect.dataset import ATOMS, GROUP, SOURCE, SPLIT
+from mlip_pace.collect.dataset import GROUP, SPLIT
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import SettingsError
+from mlip_pace.reference import VIRIAL
 from mlip_pace.run.compute import Compute
 from mlip_pace.run.pool import Workers
 from mlip_pace.run.steps import write_whole
 from mlip_pace.settings import CUTOFFS, BasisSettings, TrainingSettings
-from mlip_pace.train import crossvalidation, linear, weights
+from mlip_pace.train import agreement, crossvalidation, linear, weights
 from mlip_pace.train.crossvalidation import Errors
 
 FUNCTIONS = (125, 250, 500, 1000)  # of each element
-ROWS_PER_COEFFICIENT = 24  # rows of forces that a basis is judged by
 TRIED = "tried.json"
 
 Build = Callable[[float, int], Basis]  # from a cutoff (Å) and a number of functions
@@ -61,6 +62,11 @@ class Searched:
     structures: int = 0  # that it was judged by; 0: nothing was tried
     tried: list[Tried] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    stress: bool = True  # whether stresses are fitted, where there are some
+
+    def fitted(self, target: pd.DataFrame) -> pd.DataFrame:
+        """The columns of `reference.delta` but those that are not fitted."""
+        return target if self.stress else target.drop(columns=VIRIAL)
 
 
 def wanted(settings: BasisSettings) -> list[tuple[float, int]]:
@@ -77,15 +83,18 @@ def search(
     folder: Path, target: pd.DataFrame, build: Build, settings: BasisSettings, training: TrainingSettings, compute: Compute,
     tell: Callable[[Tried], None] = lambda _: None,
 ) -> Searched:  # fmt: skip
-    """The stage: find what the settings leave open, and `tell` what is tried.
+    """The stage: look at the stresses, find what the settings leave open, and `tell` what is tried.
 
     What has been tried is in `tried.json`, and is not tried again.
     """
     cutoff, functions = settings.first
+    train, seed = target[target[SPLIT] == TRAIN], training.seed
+    doubt = agreement.doubt_about_stresses(train, partial(build, cutoff), functions, seed, compute.workers)
+    found = Searched(cutoff, functions, warnings=[doubt] if doubt else [], stress=not doubt)
     if not wanted(settings):
-        return Searched(cutoff, functions)
+        return found
     weights.refuse_unknown(target, training.weights)
-    frame = sample(target[target[SPLIT] == TRAIN], build(cutoff, functions), training.seed)
+    frame = linear.sample(found.fitted(train), build(cutoff, functions), seed)
     kappa = crossvalidation.WITHOUT_FOLDS if training.kappa == "auto" else training.kappa
     tried, missed = _load(folder / TRIED), list[tuple[float, int]]()
 
@@ -105,7 +114,7 @@ def search(
         cutoff = climb(CUTOFFS, cutoff, lambda value: evidence(value, functions))
     if settings.functions == "auto":
         functions = max(_possible(build, cutoff), key=lambda count: evidence(cutoff, count))
-    warnings = []
+    warnings = found.warnings
     if settings.cutoff == "auto" and cutoff in (CUTOFFS[0], CUTOFFS[-1]):
         end, beyond = ("shortest", "shorter") if cutoff == CUTOFFS[0] else ("longest", "longer")
         warnings.append(
@@ -114,7 +123,7 @@ def search(
         )
     if missed:
         warnings.append("the search for the basis ended with its share of the time limit, before all was tried")
-    return Searched(cutoff, functions, len(frame), tried, warnings)
+    return Searched(cutoff, functions, len(frame), tried, warnings, found.stress)
 
 
 def climb(values: Sequence[float], first: float, height: Callable[[float], float]) -> float:
@@ -126,14 +135,6 @@ def climb(values: Sequence[float], first: float, height: Callable[[float], float
         if best != begin:
             break
     return values[best]
-
-
-def sample(train: pd.DataFrame, on: Basis, seed: int) -> pd.DataFrame:
-    """Structures drawn at random until there are ROWS_PER_COEFFICIENT rows of forces for each coefficient, in their order."""
-    rows = ROWS_PER_COEFFICIENT * sum(basis.size(on).functions.values())
-    drawn = train.sort_values(SOURCE).sample(frac=1, random_state=seed)
-    enough = int(np.searchsorted(3 * drawn[ATOMS].map(len).cumsum().to_numpy(), rows)) + 1
-    return train[train[SOURCE].isin(drawn[SOURCE].iloc[:enough])]
 
 
 def _possible(build: Build, cutoff: float) -> list[int]:

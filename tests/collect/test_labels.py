@@ -228,6 +228,8 @@ def through_a_file(tmp_path, atoms):
     ("stress", "flaw"),
     [
         (np.zeros(5), "it has 5 values"),
+        (np.zeros(6), "exactly 0"),
+        (np.zeros(9), "exactly 0"),
         (np.full(6, np.nan), "no finite numbers"),
         (np.arange(9.0), "not symmetric"),
         ("one", "no numbers"),

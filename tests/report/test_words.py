@@ -32,6 +32,13 @@ def test_stress_is_called_fitted_where_it_is(errors, linear_start, attempts, sai
     assert bool(found) == bool(said)
 
 
+def test_stress_that_was_left_out_is_called_so():
+    training = {"linear_start": LINEAR, "attempts": [], "stress_left_out": True}
+    assert "compared, not fitted: it does not go with" in accuracy.told_of_stress(
+        {"errors": {"train": WITH_STRESS}, "training": training}
+    )
+
+
 def test_the_table_of_errors_is_in_the_units_of_its_headers():
     row = accuracy.error_row("test", WITH_STRESS)
     assert accuracy.ERROR_HEADERS == ["set", "structures", "atoms", "energy, meV/atom", "forces, eV/Å", "stress, GPa"]

@@ -16,7 +16,7 @@ from mlip_pace.collect.files import find_files
 from mlip_pace.errors import SettingsError
 from mlip_pace.run.compute import Compute
 from mlip_pace.settings import CUTOFFS, BasisSettings, DataSettings, ReferenceSettings, TrainingSettings
-from mlip_pace.train import search
+from mlip_pace.train import linear, search
 
 TRAINING = TrainingSettings()
 
@@ -94,13 +94,14 @@ def test_what_has_been_tried_is_not_tried_again(tmp_path, target, build):
         replace(one, seconds=0, md_step_us_per_atom=0) for one in first.tried
     ]
     assert [one.seconds for one in second.tried[:2]] == [one["seconds"] for one in tried[:2]]
-    assert built[1:] == [one.cutoff for one in first.tried[2:]]  # the first is to say how large the sample is
+    # The first two are to say whether stresses belong, and how large the sample is.
+    assert built[2:] == [one.cutoff for one in first.tried[2:]]
     assert second.cutoff == first.cutoff
 
 
-def test_fixed_values_are_not_searched_for(tmp_path, target):
+def test_fixed_values_are_not_searched_for(tmp_path, target, build):
     settings = BasisSettings(cutoff=5.2, functions=70)
-    assert search.search(tmp_path, target, None, settings, TRAINING, Compute()) == search.Searched(5.2, 70)
+    assert search.search(tmp_path, target, build, settings, TRAINING, Compute()) == search.Searched(5.2, 70)
     assert search.wanted(settings) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -131,13 +132,13 @@ def test_the_number_of_functions_by_evidence(tmp_path, target):
 def test_the_sample_has_enough_rows_and_no_more_whatever_the_order(target):
     shortest = dict.fromkeys(("Al-Al", "Al-Mg", "Mg-Mg"), 2.5)
     on = basis.section(BasisSettings(cutoff=5.0, functions=2, body_order=2), ["Al", "Mg"], shortest)
-    drawn = search.sample(target, on, 1)
+    drawn = linear.sample(target, on, 1)
     assert 0 < len(drawn) < len(target)
     rows, functions = 3 * drawn[ATOMS].map(len), sum(basis.size(on).functions.values())
     assert 24 * functions <= rows.sum() < 24 * functions + rows.max()
-    shuffled = search.sample(target.sample(frac=1, random_state=1), on, 1)
+    shuffled = linear.sample(target.sample(frac=1, random_state=1), on, 1)
     assert shuffled.index.sort_values().equals(drawn.index)
-    assert not search.sample(target, on, 2).index.equals(drawn.index)
+    assert not linear.sample(target, on, 2).index.equals(drawn.index)
 
 
 def test_what_might_be_tried_is_said_before():

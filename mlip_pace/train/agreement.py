@@ -1,0 +1,227 @@
+"""Whether energies, forces and stresses of the data belong together.
+
+A linear fit (`linear.py`) to energies alone foretells forces, one to forces by how much energies differ, one to both stresses,
+and their posterior says of which structures they are sure (`uncertainty.py`). What is of the other sign there, or of another
+size, is no scatter of a fit: the unit is wrong, or the sign (gradients for forces), or the labels are those of something else.
+A fit to such labels goes to neither, and its errors need not show it; so it is said before. docs/design.md has the public data
+sets that this was tried with. Energies in eV, forces in eV/Å, stresses in eV/Å^3, tension positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from mlip_pace.ace import basis, uncertainty
+from mlip_pace.ace.basis import Basis
+from mlip_pace.ace.expansion import Expansion
+from mlip_pace.arrays import VOIGT, Array
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS
+from mlip_pace.errors import DataError, SettingsError
+from mlip_pace.reference import VIRIAL
+from mlip_pace.run import pool
+from mlip_pace.run.pool import Workers
+from mlip_pace.train import crossvalidation, linear
+from mlip_pace.train.linear import Normal
+
+COEFFICIENTS = 500  # of all elements: what the fit has at most
+LOOKED_AT = 30  # structures whose forces and stresses are foretold
+FEWEST = 8  # structures of which the fit is sure
+SURE = 0.5  # of what is foretold that its standard deviation is at most
+FACTOR = 5.0  # that the median ratio differs by from 1: more than fits scatter, less than units differ
+# Cosine (median of structures) or correlation (of energies) with what is foretold, of either sign, that tells a factor.
+STRESSES_ALONG, FORCES_ALONG, ENERGIES_ALONG = 0.5, 0.8, 0.9
+CONFIRMED = 0.8  # median cosine of stresses that belong: 0.88 and more where they do
+UNITS = {  # the ratio of stresses where one unit is taken for another
+    160.22: "in GPa and taken for eV/Å^3",
+    1602.2: "in kbar and taken for eV/Å^3",
+    1 / 160.22: "in eV/Å^3 and taken for GPa",
+    1000.0: "in bar and taken for kbar",
+    1 / 1000: "in kbar and taken for bar",
+    10.0: "in kbar and taken for GPa",
+    1 / 10: "in GPa and taken for kbar",
+    1 / 183.63: "in Hartree/bohr^3 and taken for eV/Å^3",
+    1 / 91.82: "in Rydberg/bohr^3 and taken for eV/Å^3",
+}
+NEAR = 0.3  # difference of logarithms to a ratio that is named
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Coefficients, and F of `uncertainty.factor`, by which they are known."""
+
+    coefficients: Array
+    factor: Array
+
+    @classmethod
+    def to(cls, normal: Normal, on: Basis) -> _Fit:
+        scale = basis.smoothness(on)
+        solution = linear.solve(normal, scale)
+        matrix = normal.of(np.arange(len(scale))).matrix + np.diag(solution.lam / scale**2)
+        return cls(solution.coefficients, uncertainty.factor(matrix, solution.loss / max(normal.rows, 1)))
+
+    def foretell(self, rows: Array) -> tuple[Array, Array]:
+        """What has these rows (n, functions), and its standard deviations."""
+        return rows @ self.coefficients, np.linalg.norm(rows @ self.factor.T, axis=1)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Of some structures with what is foretold of them: how far labels go along with it, -1 to 1, and their median ratio."""
+
+    structures: int
+    agreement: float
+    ratio: float
+
+    def contradicts(self, along: float) -> bool:
+        """Whether labels go along with what is foretold, but backwards, or by another factor than 1."""
+        other = not 1 / FACTOR < self.ratio < FACTOR
+        return self.structures >= FEWEST and (self.agreement < -along or (self.agreement > along and other))
+
+    def confirms(self, along: float) -> bool:
+        """Whether labels are what is foretold of them."""
+        return self.structures >= FEWEST and self.agreement > along and 1 / FACTOR < self.ratio < FACTOR
+
+    def __str__(self) -> str:
+        return f"{np.sign(self.agreement) * self.ratio:.3g} times"
+
+
+NOTHING = _Comparison(0, 0.0, 1.0)
+
+
+def doubt_about_stresses(
+    train: pd.DataFrame, build: Callable[[int], Basis], functions: int, seed: int, workers: Workers
+) -> str:  # fmt: skip
+    """What speaks against the stresses of the structures to train on, in words; empty if nothing does.
+
+    `train` are columns of `reference.delta`; `build` makes a basis of at most so many functions for each element, of which
+    there shall be at most `functions`. Raises `DataError` if the energies and forces do not belong together.
+    """
+    elements = len(set(np.concatenate([atoms.numbers for atoms in train[ATOMS]])))
+    try:
+        on = build(min(functions, COEFFICIENTS // elements))
+    except SettingsError:  # with so few functions not all of these elements would see each other
+        return ""
+    having = train[[virial is not None for virial in train[VIRIAL]]] if VIRIAL in train else train[:0]
+    moved = train[[bool(forces.any()) for forces in train[FORCES]]]
+    looked_at = having if len(having) >= FEWEST else moved
+    looked_at = looked_at.sort_values(SOURCE).sample(min(LOOKED_AT, len(looked_at)), random_state=seed)
+    some = train[train[SOURCE].isin([*looked_at[SOURCE], *linear.sample(train, on, seed)[SOURCE]])]
+    expansion = basis.expansion(on)
+    accumulate = partial(crossvalidation.accumulate, expansion=expansion)
+    labelled = linear.labelled(some.drop(columns=VIRIAL, errors="ignore"))
+    (parted,) = pool.parallel_sums(accumulate, [linear.chunks_of(labelled)], workers)
+    rows = [of_c for of_c, _ in expansion.rows(looked_at[ATOMS], stress=True)]
+    _refuse("forces", "energies", _forces(looked_at, rows, _Fit.to(parted.energies, on)), FORCES_ALONG)
+    _refuse("energy differences", "forces", _energies(some, expansion, _Fit.to(parted.forces, on)), ENERGIES_ALONG)
+    both = _Fit.to(parted.normal(crossvalidation.WITHOUT_FOLDS), on)
+    stresses = _stresses(looked_at, rows, both, expansion.elements)
+    if not stresses.contradicts(STRESSES_ALONG):
+        return ""
+    causes = _causes(stresses)
+    return (
+        "the stresses of the training data do not go with their energies and forces, and are not fitted: they are "
+        f"{stresses} what a fit to these foretells (median of {stresses.structures} structures)"
+        f"{f': {causes}?' if causes else ''}; MLIP_PACE_DATA_STRESS_KEY=none leaves them out"
+    )
+
+
+def _refuse(labels: str, others: str, found: _Comparison, along: float) -> None:
+    """Raise `DataError` if labels contradict what a fit to others foretells of them."""
+    if found.contradicts(along):
+        raise DataError(
+            f"energies and forces do not belong together: {labels} are {found} what a fit to the {others} alone foretells "
+            f"(median of {found.structures} structures)",
+            "forces are minus the gradient, in eV/Å, energies are in eV: look at what wrote the data",
+        )
+
+
+def _forces(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit) -> _Comparison:
+    """Forces, with what a fit to energies foretells. Those of the reference are in both."""
+    found = []
+    for given, rest, of_structure in zip(frame[FORCES], frame["forces"], rows, strict=True):
+        foretold, spread = fit.foretell(of_structure[1 : 1 + given.size])
+        found.append((given.ravel(), (given - rest).ravel() + foretold, spread))
+    return _compared(found)
+
+
+def _stresses(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit, elements: Sequence[str]) -> _Comparison:
+    """Stresses, where there are some, with what a fit to energies and forces foretells.
+
+    Of data with few volumes that fit knows how pressures differ, but not the pressure, so that both are compared: the stresses,
+    and by how much they differ. Those that differ as foretold are not contradicted.
+    """
+    having = [n for n, virial in enumerate(frame.get(VIRIAL, [])) if virial is not None]
+    if not having:
+        return NOTHING
+    frame = frame.iloc[having]
+    volumes = np.array([atoms.get_volume() for atoms in frame[ATOMS]])[:, None]
+    given = np.array([stress[VOIGT] for stress in frame[STRESS]])
+    of_delta, of_stress = (
+        np.array(list(frame[VIRIAL])) / volumes,
+        np.array([rows[n][-6:] for n in having]) / volumes[:, :, None],
+    )
+
+    def compared(projection: Array) -> _Comparison:
+        foretold, spread = zip(*(fit.foretell(one) for one in np.tensordot(projection, of_stress, 1)), strict=True)
+        return _compared(list(zip(projection @ given, foretold + projection @ (given - of_delta), spread, strict=True)))
+
+    differences, whole = compared(_without_composition(frame, elements)), compared(np.eye(len(frame)))
+    if differences.contradicts(STRESSES_ALONG) or not whole.contradicts(STRESSES_ALONG):
+        return differences
+    return differences if differences.confirms(CONFIRMED) else whole
+
+
+def _compared(found: Sequence[tuple[Array, Array, Array]]) -> _Comparison:
+    """Labels of each structure with what is foretold and its standard deviations, of which some are sure."""
+    norms = [[np.linalg.norm(one) for one in structure] for structure in found]
+    sure = [size > 0 and spread < SURE * expected for size, expected, spread in norms]
+    if not any(sure):
+        return NOTHING
+    size, expected, _ = np.array(norms)[sure].T
+    dots = np.array([given @ foretold for given, foretold, _ in found])[sure]
+    return _Comparison(len(dots), float(np.median(dots / size / expected)), float(np.median(size / expected)))
+
+
+def _energies(frame: pd.DataFrame, expansion: Expansion, fit: _Fit) -> _Comparison:
+    """Energies, with what a fit to forces foretells: per atom, without the part that is linear in the composition, of which
+    forces know nothing.
+    """
+    counts = frame[ATOMS].map(len).to_numpy()
+    sums = np.array([_summed(of_atoms, expansion) for of_atoms in expansion.functions(frame[ATOMS])])
+    rest = _without_composition(frame, expansion.elements)
+    given, of_delta = (frame[ENERGY] - frame[ENERGY_ATOMS]).to_numpy() / counts, frame["energy_corrected"].to_numpy() / counts
+    foretold, spread = fit.foretell(rest @ (sums / counts[:, None]))
+    given, foretold = rest @ given, foretold + rest @ (given - of_delta)
+    sure = spread < SURE * np.abs(foretold)
+    if not sure.any():
+        return NOTHING
+    given, foretold = given[sure], foretold[sure]
+    correlation = given @ foretold / max(np.linalg.norm(given) * np.linalg.norm(foretold), 1e-300)
+    return _Comparison(int(sure.sum()), float(correlation), float(np.median(np.abs(given / foretold))))
+
+
+def _without_composition(frame: pd.DataFrame, elements: Sequence[str]) -> Array:
+    """The projection (structures, structures) of what is said of structures on what is not linear in their composition."""
+    shares = np.array([[np.mean(atoms.symbols == symbol) for symbol in elements] for atoms in frame[ATOMS]])
+    projection: Array = np.eye(len(frame)) - shares @ np.linalg.pinv(shares)
+    return projection
+
+
+def _summed(of_atoms: dict[str, Array], expansion: Expansion) -> Array:
+    """The sums of functions over atoms (functions,), from those of the atoms of each element."""
+    none = {symbol: np.zeros((0, count)) for symbol, count in zip(expansion.elements, expansion.counts, strict=True)}
+    return np.concatenate([of_element.sum(axis=0) for of_element in (none | of_atoms).values()])
+
+
+def _causes(stresses: _Comparison) -> str:
+    """What makes stresses so many times what they are, if something that is known does."""
+    distances = {name: abs(np.log(stresses.ratio / factor)) for factor, name in {1.0: "", **UNITS}.items()}
+    nearest = min(distances, key=lambda name: distances[name])
+    if distances[nearest] > NEAR:
+        return ""
+    return " and ".join(filter(None, ["of the other sign" if stresses.agreement < 0 else "", nearest]))
