@@ -1,6 +1,6 @@
 """What is told of labels that were made wrong by hand: `.venv/bin/python benchmarks/agreement.py FILE...`
 
-Each file is read as a job reads it; its stresses, then its forces, are multiplied by factors that units and signs differ by, and
+Each file is read as a job reads it; its stresses, then its forces, are multiplied by factors of units and signs, and
 `train/agreement.py` says what it sees, as a Markdown table: `-` nothing, else how many times the stresses (S), or the forces
 against energies (F), the energies against forces (E), are what a fit to the others foretells.
 """
@@ -31,7 +31,7 @@ def said(inputs, frames):
     build = inputs.builder(elements, core.shortest_of_every_pair(subtracted.shortest, elements))
     train = target[target[dataset.SPLIT] == TRAIN]
     try:
-        told = agreement.doubt_about_stresses(train, partial(build, inputs.cutoff), 500, inputs.settings.training.seed, 1)
+        told = agreement.doubt_about_stresses(train, partial(build, inputs.cutoff), inputs.settings.training.seed, 1)
     except DataError as error:
         told = error.message
     found = SAID.search(told)

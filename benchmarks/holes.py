@@ -28,7 +28,8 @@ from ase.optimize import FIRE
 
 from mlip_pace.ace import core
 from mlip_pace.collect import columns
-from mlip_pace.collect.dataset import ATOMS, SPLIT, composition
+from mlip_pace.collect.dataset import ATOMS, SPLIT
+from mlip_pace.collect.geometry import composition
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.probe.cells import random_cell
 from mlip_pace.publish.potential import Potential, load_calculator

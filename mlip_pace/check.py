@@ -52,6 +52,8 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     journal.enter("subtract")
     target, subtracted = reference.subtracted_from(frames, settings.reference, inputs.cutoff, threads)
     telling.say_subtracted(journal, subtracted)
+    moved = inputs.moved(collected.e0, subtracted.reference)
+    telling.say_warnings(journal, moved)
     journal.enter("train")
     shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
     build, train = inputs.builder(collected.elements, shortest), target[target[SPLIT] == TRAIN]
@@ -59,7 +61,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
     weights.loss_weights(train, settings.training)
     first, wanted = inputs.basis_settings.first, search.wanted(inputs.basis_settings)
     built = build(*first)
-    doubt = agreement.doubt_about_stresses(train, partial(build, first[0]), first[1], settings.training.seed, threads)
+    doubt = agreement.doubt_about_stresses(train, partial(build, first[0]), settings.training.seed, threads)
     doubts = [doubt] if doubt else []
     telling.say_warnings(journal, doubts)
     size = basis.size(built)
@@ -93,7 +95,7 @@ def check(settings: Settings, journal: Journal) -> dict[str, Any]:
         "iterations": settings.training.max_epochs,
         "threads": threads,
         "seconds": seconds,
-        "warnings": in_vain + collected.warnings + subtracted.warnings + doubts,
+        "warnings": in_vain + collected.warnings + subtracted.warnings + moved + doubts,
     }
     return plan | (_of_pacemaker(inputs, built, target, journal) if pacemaker else {})
 

@@ -13,6 +13,9 @@ from mlip_pace.ace.shapes import FEW
 from mlip_pace.collect import dataset
 from mlip_pace.collect.files import InputFile, digests_of, find_files
 from mlip_pace.errors import SettingsError
+from mlip_pace.publish import potential
+from mlip_pace.publish.potential import SIDECAR
+from mlip_pace.reference import Reference
 from mlip_pace.run.steps import Stage, plan, sha256
 from mlip_pace.settings import BasisSettings, Settings
 from mlip_pace.train import fit, linear, search
@@ -171,6 +174,30 @@ class Inputs:
             )
             unused.append((names, why))
         return [f"{', '.join(names)}: no effect{why}" for names, why in unused if names]
+
+    def moved(self, e0: dict[str, float], reference: Reference) -> list[str]:
+        """What is not as it was for the potential to go on from, in words: that holds what other E0 and reference left."""
+        sidecar = self.start.path.with_name(SIDECAR) if self.start else None
+        before = potential.intact(sidecar) if sidecar else None
+        if before is None:
+            return []
+        said, known = [], before.metadata["e0"]["energies"]
+        shifts = {
+            symbol: energy - known[symbol] for symbol, energy in e0.items() if abs(energy - known.get(symbol, energy)) > 1e-6
+        }
+        if shifts:
+            told = ", ".join(f"{symbol} by {shift:.3g} eV" for symbol, shift in shifts.items())
+            kept = ",".join(f"{symbol}:{known[symbol]:.10g}" for symbol in e0 if symbol in known)
+            said.append(
+                f"E0 is not that of the potential to go on from, whose energies move with it ({told}): "
+                f"MLIP_PACE_DATA_E0={kept} keeps it"
+            )
+        if reference != before.reference:
+            said.append(
+                "the reference is not that of the potential to go on from, which holds the rest of another; its radii are in "
+                f"{sidecar}: MLIP_PACE_REFERENCE_INNER, _OUTER keep them"
+            )
+        return said
 
 
 def inputs_of(settings: Settings) -> Inputs:

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from mlip_pace import reference, selection
 from mlip_pace.ace import core
 from mlip_pace.collect import columns, dataset
-from mlip_pace.collect.dataset import Collected
+from mlip_pace.collect.dataset import GROUP, Collected
 from mlip_pace.errors import BusyError, GateError, OtherResultError, TimeLimitError, WorthlessError
 from mlip_pace.inputs import Stages, inputs_of
 from mlip_pace.physics import measure
@@ -85,6 +85,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         subtracted = stage(stages.subtract, Subtracted, lambda folder: reference.subtract(
             folder, _frame(stages.collect, "frames"), settings.reference, inputs.cutoff, compute.workers))  # fmt: skip
         telling.say_subtracted(journal, subtracted)
+        telling.say_warnings(journal, inputs.moved(collected.e0, subtracted.reference))
 
         shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
         share = replace(compute, deadline=begin + SEARCH_SHARE * (settings.run.time_limit or math.inf))
@@ -178,8 +179,10 @@ def learn(
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "structures.traj"
         with Trajectory(str(given), "w") as trajectory:
-            for atoms in structures:
-                trajectory.write(atoms)
+            for number, atoms in enumerate(structures):
+                labelled = atoms.copy()  # and a group of its own, as in a collection: nothing says that they are of one run
+                labelled.calc, labelled.info[GROUP] = atoms.calc, atoms.info.get(GROUP, f"structures#{number}")
+                trajectory.write(labelled)
         groups = {**groups, "data": {**groups.get("data", {}), "path": str(given)}}
         groups["output"] = {"path": Path(output)} | ({"overwrite": True} if overwrite else {})
         try:

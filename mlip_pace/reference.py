@@ -35,7 +35,8 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect import columns
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS, composition
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, SPLIT, STRESS
+from mlip_pace.collect.geometry import composition
 from mlip_pace.collect.neighbours import NEAR, neighbours
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import DataError

@@ -40,7 +40,8 @@ from mlip_pace.ace import basis, projections
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.projections import Projections
 from mlip_pace.arrays import Array
-from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT, geometry_key
+from mlip_pace.collect.dataset import ATOMS, SOURCE, SPLIT
+from mlip_pace.collect.geometry import geometry_key
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.reference import lowest_of_compositions, shortest_distances
 from mlip_pace.run.pool import Workers

@@ -286,6 +286,18 @@ def test_learn_takes_atoms_in_memory(tmp_path, kind):
     assert abs(error) / len(atoms) < 0.5
 
 
+def test_learn_tests_structures_of_one_composition_as_a_collection_does(tmp_path):
+    frames = [a for a in read(DATA, ":") if str(a.symbols) == "AlMg"]
+    for atoms in frames:
+        atoms.info.pop("group", None)
+    groups = {"basis": {"functions": 15, "body_order": 2}, "training": {"max_epochs": 0}, "probe": {"rounds": 0}}
+    metadata = learn(frames, output=tmp_path / "out", physics={"properties": "none"}, **groups).metadata
+    assert metadata["dataset"]["test"] >= 1
+    assert metadata["errors"]["test"]["n_structures"] == metadata["dataset"]["test"]
+    assert "calibration" in metadata["uncertainty"]
+    assert all("group" not in atoms.info for atoms in frames)  # they are the user's
+
+
 def test_learn_replaces_nothing_unasked(tmp_path):
     frames = [a for a in read(DATA, ":") if set(a.symbols) == {"Al"}]
     groups = {"basis": {"functions": 15, "body_order": 2}, "training": {"max_epochs": 0}, "probe": {"rounds": 0}}
@@ -355,6 +367,23 @@ def test_a_file_alone_is_taken_as_it_is(tmp_path, trained):
     code, events, _ = mlip_pace(tmp_path, **{**given, "BASIS_FUNCTIONS": 77})
     assert code == 0  # not 78
     assert any("MLIP_PACE_BASIS_FUNCTIONS" in e["message"] and "no effect" in e["message"] for e in events)
+
+
+def test_what_moves_below_a_potential_to_go_on_from_is_told(tmp_path, trained):
+    """Other E0 or another reference shift the energies of the file; what keeps them is named."""
+    given = {"TRAINING_START": trained / "potential.yaml", "TRAINING_MAX_EPOCHS": 0, "TRAINING_OPTIMIZER": None}
+    e0 = Potential.load(trained / "potential.json").metadata["e0"]["energies"]
+    kept = ",".join(f"{symbol}:{energy:.10g}" for symbol, energy in e0.items())
+    for settings, told in (
+        ({}, []),
+        ({"DATA_E0": kept}, []),
+        ({"DATA_E0": "Al:-1,Mg:0.5"}, ["E0"]),
+        ({"REFERENCE_INNER": 0.9}, ["the reference"]),
+    ):
+        _, events, _ = mlip_pace(tmp_path, command="check", **given, **settings)
+        said = [event["message"] for event in events if "is not that of the potential to go on from" in event["message"]]
+        assert [message.partition(" is not that")[0] for message in said] == told
+        assert all(f"MLIP_PACE_DATA_E0={kept} keeps it" in message for message in said if message.startswith("E0"))
 
 
 def test_every_structure_that_is_left_out_is_named_where_data_are_refused(tmp_path):

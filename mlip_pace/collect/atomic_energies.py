@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from mlip_pace.arrays import Array
+from mlip_pace.collect.geometry import composition
 from mlip_pace.errors import DataError
 
 STRONG = 30.0  # eV/Å
@@ -112,7 +113,7 @@ def of_several_setups(structures: Sequence[Atoms], energies: Sequence[float], fo
         values = np.sort([energy for energy, _ in found])
         gaps = np.diff(values)
         if len(gaps) and gaps.max() > FARTHEST:
-            name, n = found[0][1].get_chemical_formula(empirical=True), int(gaps.argmax())
+            name, n = composition(found[0][1]), int(gaps.argmax())
             return [
                 f"energies of {name} are {gaps.max():.0f} eV/atom apart ({n + 1} structures up to {values[n]:.2f} eV/atom, "
                 f"{len(values) - n - 1} from {values[n + 1]:.2f} on): they are of several programs, pseudopotentials or units, "

@@ -189,6 +189,16 @@ def _checked_stress(given: Any) -> tuple[Array | None, str]:
     return (stress + stress.T) / 2, ""
 
 
+def far_apart(count: int, read: int, cutoff: float, limit: float) -> list[str]:
+    """What a user should know of many structures that are left out because an atom has no neighbour."""
+    if count <= limit * read:
+        return []
+    return [
+        f"{count} of {read} structures are left out because atoms of theirs have no neighbour within {cutoff:g} Å: long dimers "
+        "and gases need a longer MLIP_PACE_BASIS_CUTOFF"
+    ]
+
+
 def label_weights(atoms: Atoms, keys: Sequence[str]) -> dict[str, float]:
     """The weights that a structure has for its labels in the loss, by key. Raises `Broken` for what is no weight."""
     weights = {}

@@ -8,7 +8,6 @@ databases, data frames) every structure is its own group, unless it has a `group
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,10 +20,11 @@ import pandas as pd
 from ase import Atoms
 
 from mlip_pace.collect import atomic_energies, columns, pressure
-from mlip_pace.collect.audit import Audit, NotInBasis, checked, fully_periodic, label_weights
+from mlip_pace.collect.audit import Audit, NotInBasis, checked, far_apart, fully_periodic, label_weights
 from mlip_pace.collect.consistency import contradiction
 from mlip_pace.collect.extxyz import Piece, pieces_of
 from mlip_pace.collect.files import COLLECTIONS, Frame, InputFile, NotRead, Unconverged
+from mlip_pace.collect.geometry import geometry_key, seems_periodic, too_long
 from mlip_pace.collect.labels import Broken, kinds_of_energy, labels
 from mlip_pace.collect.read import read_frames
 from mlip_pace.collect.split import TEST, TRAIN, split_by_group, untested
@@ -44,18 +44,6 @@ WEIGHT = "weight"  # what a structure counts for in the loss: how many of those 
 def save_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write what pacemaker reads."""
     columns.pickle(columns.plain(frame), path)
-
-
-def composition(atoms: Atoms) -> str:
-    """The reduced formula, the same for every order of the atoms: `Al3Mg`."""
-    return str(atoms.symbols.formula.reduce()[0].format("hill"))
-
-
-def geometry_key(atoms: Atoms) -> bytes:
-    """Equal for equal structures (species, cell and positions to 1e-5 Å), whatever their labels."""
-    cell = atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3))
-    rounded = np.round(np.vstack([cell, atoms.get_positions(wrap=bool(atoms.pbc.any()), eps=1e-6)]) * 1e5).astype(np.int64)
-    return hashlib.sha256(atoms.numbers.tobytes() + atoms.pbc.tobytes() + rounded.tobytes()).digest()
 
 
 Structure = tuple[str, str, Frame]  # source, group, atoms or why there are none
@@ -164,6 +152,8 @@ def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
         return Examined(source, reason=str(reason), rejected=not isinstance(reason, NotInBasis))
     bare = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
     periodic, shrink = fully_periodic(bare, rules.vacuum)
+    if seems_periodic(bare):
+        flaws += ("it is not periodic along all of its cell's vectors, yet would fill the cell if it were: is pbc missing?",)
     row = {
         ATOMS: bare if rules.as_they_are else periodic,
         ENERGY: energy,
@@ -273,6 +263,7 @@ def assemble(
         found.add(test_pieces, rules, audit, TEST, workers)
     refuse_bad_data(audit, data, data.max_rejected)
     frame, isolated = without_isolated(found.frame(), rules.cutoff, audit)
+    apart = found.rows.count - len(frame) - len(isolated)
     leave_out_isolated(isolated, audit)
     if frame.empty:
         raise DataError("no structure is left to train on" + audit.reasons(), "see the reasons above", audit.left_out)
@@ -298,8 +289,10 @@ def assemble(
         keys=dict(audit.keys),
         left_out=audit.left_out,
         warnings=warnings(audit, data)
+        + far_apart(apart, audit.read, rules.cutoff, data.max_rejected)
         + atomic_energies.warnings(e0, e0_source, frame[ATOMS], frame[ENERGY])
         + atomic_energies.of_several_setups(frame[ATOMS], frame[ENERGY], frame[FORCES])
+        + too_long(frame[ATOMS].array)
         + pressure.unknown(frame[ATOMS][frame[SPLIT] == TRAIN].array, STRESS in frame)
         + untested(frame[GROUP], frame[SPLIT], data),
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ase import Atoms
 
 from mlip_pace.collect.cells import is_bulk
+from mlip_pace.collect.geometry import composition
 
 SAME = 0.01  # part of the volume of an atom that volumes differ by which tell nothing
 LOOKED_AT = 2000  # structures, about
@@ -18,7 +19,7 @@ def unknown(structures: Sequence[Atoms], stresses: bool) -> list[str]:
     """
     alike: dict[str, list[Atoms]] = {}
     for atoms in [] if stresses else structures[:: 1 + len(structures) // LOOKED_AT]:
-        alike.setdefault(atoms.get_chemical_formula(empirical=True), []).append(atoms)
+        alike.setdefault(composition(atoms), []).append(atoms)
     names = []
     for name, several in alike.items():
         if len(several) < 2 or not is_bulk(several[0]):

@@ -27,7 +27,8 @@ from ase.optimize import LBFGS
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.cells import emptiest, heights, is_bulk
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, composition
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE
+from mlip_pace.collect.geometry import composition
 from mlip_pace.collect.neighbours import nearest
 from mlip_pace.run.stopping import raise_if_stopped
 

@@ -19,7 +19,8 @@ from scipy.spatial import cKDTree
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.cells import GAP, gap_along, heights
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, composition
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE
+from mlip_pace.collect.geometry import composition
 from mlip_pace.physics import strained, volumes
 from mlip_pace.physics.crystals import (
     Crystal,

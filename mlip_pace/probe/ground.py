@@ -19,7 +19,8 @@ from scipy.optimize import linprog
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.cells import is_bulk
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, composition
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS
+from mlip_pace.collect.geometry import composition
 
 STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)  # of lengths, from which the bulk modulus comes
 SOFTEST, STIFFEST = 0.005, 4.0  # eV/Å^3 (0.8 and 640 GPa), that a modulus is kept between

@@ -32,8 +32,9 @@ from mlip_pace.ace.uncertainty import Uncertainty
 from mlip_pace.arrays import Array
 from mlip_pace.collect import columns, lammps
 from mlip_pace.collect.audit import Audit, fully_periodic, sound_geometry
-from mlip_pace.collect.dataset import ATOMS, Structure, geometry_key, structures_of
+from mlip_pace.collect.dataset import ATOMS, Structure, structures_of
 from mlip_pace.collect.files import Unconverged, find_files
+from mlip_pace.collect.geometry import geometry_key
 from mlip_pace.collect.labels import Broken
 from mlip_pace.collect.output import refuse_place
 from mlip_pace.errors import DataError, NoInputError, OutputError

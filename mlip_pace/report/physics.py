@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from mlip_pace.ace.evaluators import calculator_of, pair_energies
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE, composition
+from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, SOURCE
+from mlip_pace.collect.geometry import composition
 from mlip_pace.physics import volumes
 from mlip_pace.physics.crystals import cohesive
 from mlip_pace.physics.volumes import Equation, scaled

@@ -20,13 +20,12 @@ from mlip_pace.ace import basis, uncertainty
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import VOIGT, Array
-from mlip_pace.collect.dataset import ATOMS, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS
+from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS
 from mlip_pace.errors import DataError, SettingsError
-from mlip_pace.reference import VIRIAL
 from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers
 from mlip_pace.train import crossvalidation, linear
-from mlip_pace.train.linear import Normal
+from mlip_pace.train.linear import Labelled, Normal
 
 COEFFICIENTS = 500  # of all elements: what the fit has at most
 LOOKED_AT = 30  # structures whose forces and stresses are foretold
@@ -93,28 +92,25 @@ class _Comparison:
 NOTHING = _Comparison(0, 0.0, 1.0)
 
 
-def doubt_about_stresses(
-    train: pd.DataFrame, build: Callable[[int], Basis], functions: int, seed: int, workers: Workers
-) -> str:  # fmt: skip
+def doubt_about_stresses(frame: pd.DataFrame, build: Callable[[int], Basis], seed: int, workers: Workers) -> str:
     """What speaks against the stresses of the structures to train on, in words; empty if nothing does.
 
-    `train` are columns of `reference.delta`; `build` makes a basis of at most so many functions for each element, of which
-    there shall be at most `functions`. Raises `DataError` if the energies and forces do not belong together.
+    `frame` has the columns of `dataset.collect`; `build` makes a basis of at most so many functions for each element. Labels
+    are fitted as they are, whatever the reference potential. Raises `DataError` if energies and forces do not belong together.
     """
-    elements = len(set(np.concatenate([atoms.numbers for atoms in train[ATOMS]])))
+    elements = len(set(np.concatenate([atoms.numbers for atoms in frame[ATOMS]])))
     try:
-        on = build(min(functions, COEFFICIENTS // elements))
+        on = build(COEFFICIENTS // elements)
     except SettingsError:  # with so few functions not all of these elements would see each other
         return ""
-    having = train[[virial is not None for virial in train[VIRIAL]]] if VIRIAL in train else train[:0]
-    moved = train[[bool(forces.any()) for forces in train[FORCES]]]
-    looked_at = having if len(having) >= FEWEST else moved
+    having = frame[[stress is not None for stress in frame.get(STRESS, [None] * len(frame))]]
+    pushed = frame[[bool(forces.any()) for forces in frame[FORCES]]]
+    looked_at = having if len(having) >= FEWEST else pushed
     looked_at = looked_at.sort_values(SOURCE).sample(min(LOOKED_AT, len(looked_at)), random_state=seed)
-    some = train[train[SOURCE].isin([*looked_at[SOURCE], *linear.sample(train, on, seed)[SOURCE]])]
+    some = frame[frame[SOURCE].isin([*looked_at[SOURCE], *linear.sample(frame, on, seed)[SOURCE]])]
     expansion = basis.expansion(on)
-    accumulate = partial(crossvalidation.accumulate, expansion=expansion)
-    labelled = linear.labelled(some.drop(columns=VIRIAL, errors="ignore"))
-    (parted,) = pool.parallel_sums(accumulate, [linear.chunks_of(labelled)], workers)
+    of_chunk = partial(crossvalidation.accumulate, expansion=expansion)
+    (parted,) = pool.parallel_sums(of_chunk, [linear.chunks_of(_labelled(some))], workers)
     rows = [of_c for of_c, _ in expansion.rows(looked_at[ATOMS], stress=True)]
     _refuse("forces", "energies", _forces(looked_at, rows, _Fit.to(parted.energies, on)), FORCES_ALONG)
     _refuse("energy differences", "forces", _energies(some, expansion, _Fit.to(parted.forces, on)), ENERGIES_ALONG)
@@ -130,6 +126,12 @@ def doubt_about_stresses(
     )
 
 
+def _labelled(frame: pd.DataFrame) -> Sequence[Labelled]:
+    """Energies relative to E0, and forces, with the weights that they have where nothing is set."""
+    labels = {"energy_corrected": frame[ENERGY] - frame[ENERGY_ATOMS], "forces": frame[FORCES]}
+    return linear.labelled(frame[[ATOMS, SOURCE, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES]].assign(**labels))
+
+
 def _refuse(labels: str, others: str, found: _Comparison, along: float) -> None:
     """Raise `DataError` if labels contradict what a fit to others foretells of them."""
     if found.contradicts(along):
@@ -141,12 +143,11 @@ def _refuse(labels: str, others: str, found: _Comparison, along: float) -> None:
 
 
 def _forces(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit) -> _Comparison:
-    """Forces, with what a fit to energies foretells. Those of the reference are in both."""
-    found = []
-    for given, rest, of_structure in zip(frame[FORCES], frame["forces"], rows, strict=True):
-        foretold, spread = fit.foretell(of_structure[1 : 1 + given.size])
-        found.append((given.ravel(), (given - rest).ravel() + foretold, spread))
-    return _compared(found)
+    """Forces, with what a fit to energies foretells."""
+    return _compared([
+        (given.ravel(), *fit.foretell(of_structure[1 : 1 + given.size]))
+        for given, of_structure in zip(frame[FORCES], rows, strict=True)
+    ])  # fmt: skip
 
 
 def _stresses(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit, elements: Sequence[str]) -> _Comparison:
@@ -155,20 +156,16 @@ def _stresses(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit, elements: S
     Of data with few volumes that fit knows how pressures differ, but not the pressure, so that both are compared: the stresses,
     and by how much they differ. Those that differ as foretold are not contradicted.
     """
-    having = [n for n, virial in enumerate(frame.get(VIRIAL, [])) if virial is not None]
+    having = [n for n, stress in enumerate(frame.get(STRESS, [])) if stress is not None]
     if not having:
         return NOTHING
     frame = frame.iloc[having]
-    volumes = np.array([atoms.get_volume() for atoms in frame[ATOMS]])[:, None]
     given = np.array([stress[VOIGT] for stress in frame[STRESS]])
-    of_delta, of_stress = (
-        np.array(list(frame[VIRIAL])) / volumes,
-        np.array([rows[n][-6:] for n in having]) / volumes[:, :, None],
-    )
+    of_stress = np.array([rows[n][-6:] / atoms.get_volume() for n, atoms in zip(having, frame[ATOMS], strict=True)])
 
     def compared(projection: Array) -> _Comparison:
-        foretold, spread = zip(*(fit.foretell(one) for one in np.tensordot(projection, of_stress, 1)), strict=True)
-        return _compared(list(zip(projection @ given, foretold + projection @ (given - of_delta), spread, strict=True)))
+        foretold = [fit.foretell(one) for one in np.tensordot(projection, of_stress, 1)]
+        return _compared([(one, *other) for one, other in zip(projection @ given, foretold, strict=True)])
 
     differences, whole = compared(_without_composition(frame, elements)), compared(np.eye(len(frame)))
     if differences.contradicts(STRESSES_ALONG) or not whole.contradicts(STRESSES_ALONG):
@@ -194,9 +191,8 @@ def _energies(frame: pd.DataFrame, expansion: Expansion, fit: _Fit) -> _Comparis
     counts = frame[ATOMS].map(len).to_numpy()
     sums = np.array([_summed(of_atoms, expansion) for of_atoms in expansion.functions(frame[ATOMS])])
     rest = _without_composition(frame, expansion.elements)
-    given, of_delta = (frame[ENERGY] - frame[ENERGY_ATOMS]).to_numpy() / counts, frame["energy_corrected"].to_numpy() / counts
+    given = rest @ ((frame[ENERGY] - frame[ENERGY_ATOMS]).to_numpy() / counts)
     foretold, spread = fit.foretell(rest @ (sums / counts[:, None]))
-    given, foretold = rest @ given, foretold + rest @ (given - of_delta)
     sure = spread < SURE * np.abs(foretold)
     if not sure.any():
         return NOTHING

@@ -39,7 +39,8 @@ from mlip_pace.ace.expansion import Expansion
 from mlip_pace.ace.files import convert, write_linear
 from mlip_pace.arrays import Array
 from mlip_pace.collect.cells import is_bulk
-from mlip_pace.collect.dataset import ATOMS, composition
+from mlip_pace.collect.dataset import ATOMS
+from mlip_pace.collect.geometry import composition
 from mlip_pace.probe import ground, hunt
 from mlip_pace.probe.hunt import Frame, Hunted, Outcome
 from mlip_pace.reference import Reference

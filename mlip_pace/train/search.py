@@ -89,7 +89,7 @@ def search(
     """
     cutoff, functions = settings.first
     train, seed = target[target[SPLIT] == TRAIN], training.seed
-    doubt = agreement.doubt_about_stresses(train, partial(build, cutoff), functions, seed, compute.workers)
+    doubt = agreement.doubt_about_stresses(train, partial(build, cutoff), seed, compute.workers)
     found = Searched(cutoff, functions, warnings=[doubt] if doubt else [], stress=not doubt)
     if not wanted(settings):
         return found

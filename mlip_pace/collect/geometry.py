@@ -1,0 +1,60 @@
+"""A structure whatever its labels: its composition, a key of its geometry, and signs of wrong units and boundaries."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, covalent_radii
+
+from mlip_pace.collect.cells import is_bulk
+from mlip_pace.collect.neighbours import neighbours
+
+UNBOUND = [atomic_numbers[symbol] for symbol in ("He", "Ne", "Ar", "Kr", "Xe", "Rn")]
+FARTHEST = 10.0  # Å between neighbours that are looked at: Rb, in bohr, has 9.2
+BOND = 1.35  # times the sum of covalent radii (B. Cordero et al., Dalton Trans. 2008, 2832); metals have up to 1.16
+LOOKED_AT = 200  # structures, about
+SPACIOUS = 60.0  # Å^3 an atom: no liquid or solid has more
+
+
+def composition(atoms: Atoms) -> str:
+    """The reduced formula, the same for every order of the atoms: `Al3Mg`."""
+    return str(atoms.symbols.formula.reduce()[0].format("hill"))
+
+
+def geometry_key(atoms: Atoms) -> bytes:
+    """Equal for equal structures (species, cell and positions to 1e-5 Å), whatever their labels."""
+    cell = atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3))
+    rounded = np.round(np.vstack([cell, atoms.get_positions(wrap=bool(atoms.pbc.any()), eps=1e-6)]) * 1e5).astype(np.int64)
+    return hashlib.sha256(atoms.numbers.tobytes() + atoms.pbc.tobytes() + rounded.tobytes()).digest()
+
+
+def too_long(structures: Sequence[Atoms]) -> list[str]:
+    """What a user should know of structures whose shortest distances are longer than bonds, as those of a wrong unit are."""
+    some = structures[:: 1 + len(structures) // LOOKED_AT]
+    shortest = [relative for atoms in some if (relative := _shortest(atoms)) < np.inf]
+    if not shortest or (typical := float(np.median(shortest))) < BOND:
+        return []
+    return [
+        f"the shortest distances of the structures are {typical:.2f} times the sum of two covalent radii (median), where bonds "
+        "are 0.8 to 1.2: are positions and cells in bohr? They are taken as Å"
+    ]
+
+
+def _shortest(atoms: Atoms) -> float:
+    """The shortest distance relative to the sum of covalent radii, of atoms that form bonds; infinite if there is none."""
+    i, j, distance = neighbours("ijd", atoms, FARTHEST)
+    bound = ~np.isin(atoms.numbers, UNBOUND)
+    relative = distance / (covalent_radii[atoms.numbers[i]] + covalent_radii[atoms.numbers[j]])
+    return float(relative[bound[i] & bound[j]].min(initial=np.inf))
+
+
+def seems_periodic(atoms: Atoms) -> bool:
+    """Whether a structure that is not periodic along all of its cell's vectors would fill the cell if it were."""
+    if atoms.pbc.all() or atoms.cell.rank < 3 or abs(atoms.cell.volume) > SPACIOUS * len(atoms):
+        return False
+    repeated = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+    # A molecule in a box that just holds it would overlap with its images.
+    return len(atoms) > 1 and _shortest(repeated) > 0.9 * _shortest(atoms) and is_bulk(repeated)
