@@ -202,6 +202,12 @@ def _predict(given: argparse.Namespace, journal: Journal) -> dict[str, Any]:
         journal.warn("the fit gave no uncertainties (`uncertainty` of the sidecar says why)")
     if "errors" in summary:
         journal.say(error_table({"labels": summary["errors"]}))
+    if "energy_mae_but_for_e0" in summary:
+        journal.warn(
+            "the energies of the labels are on another scale than those that the potential learned (other E0, pseudopotentials "
+            "or settings): but for a constant of each element their error (MAE) is "
+            f"{1e3 * summary['energy_mae_but_for_e0']:.3g} meV/atom"
+        )
     if "coverage" in summary:
         journal.say(summary.pop("coverage_table"))
     return summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Checked(NamedTuple):
     stress: Array | None  # (3, 3), eV/Å^3, tension positive
     lonely: int  # atoms that have no neighbour within the cutoff
     notes: tuple[str, ...]  # flaws of what is not needed, which is not used then
+    copies: bytes  # the same for copies of a structure, however they are turned; empty where that cannot be told
 
 
 def checked(atoms: Atoms, found: Mapping[str, Any], elements: Sequence[str] | None, cutoff: float) -> Checked:
@@ -117,7 +119,8 @@ def checked(atoms: Atoms, found: Mapping[str, Any], elements: Sequence[str] | No
     stress, flaw = _checked_stress(found.get("stress"))
     if flaw:
         notes.append(f"the stress is not used: {flaw}")
-    return Checked(energy, forces, stress, int(np.isinf(distances).sum()), tuple(notes))
+    key = _copy_key(atoms, energy, forces, distances)
+    return Checked(energy, forces, stress, int(np.isinf(distances).sum()), tuple(notes), key)
 
 
 def _balance(atoms: Atoms, forces: Array) -> list[str]:
@@ -197,6 +200,20 @@ def far_apart(count: int, read: int, cutoff: float, limit: float) -> list[str]:
         f"{count} of {read} structures are left out because atoms of theirs have no neighbour within {cutoff:g} Å: long dimers "
         "and gases need a longer MLIP_PACE_BASIS_CUTOFF"
     ]
+
+
+def _copy_key(atoms: Atoms, energy: float, forces: Array, distances: Array) -> bytes:
+    """Equal for copies of a structure that are moved, turned, or have their atoms in another order: the energy, the volume, and
+    of every atom the size of its force and the distance to its nearest neighbour (to 1e-4) are. Empty where forces are zero.
+    """
+    if not forces.any():
+        return b""
+    volume = atoms.cell.volume if atoms.pbc.all() else 0.0
+    sizes = np.column_stack([np.linalg.norm(forces, axis=1), np.where(np.isinf(distances), 0.0, distances)])
+    rounded = np.round(1e4 * sizes).astype(np.int64)
+    order = np.lexsort((*rounded.T, atoms.numbers))
+    whole = atoms.numbers[order].tobytes() + rounded[order].tobytes() + np.array([energy, round(volume, 2)]).tobytes()
+    return hashlib.blake2b(whole, digest_size=16).digest()
 
 
 def label_weights(atoms: Atoms, keys: Sequence[str]) -> dict[str, float]:

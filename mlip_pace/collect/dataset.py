@@ -122,6 +122,7 @@ class Examined:
     keys: str = ""
     notes: tuple[str, ...] = ()
     geometry: bytes = b""
+    copies: bytes = b""  # `audit.Checked`
 
 
 def examine(structures: Iterable[Structure], rules: Rules, prefix: str) -> list[Examined]:
@@ -147,7 +148,7 @@ def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
     try:
         found, keys, notes = labels(frame, rules.data)
         weights = label_weights(frame, LABEL_WEIGHTS)
-        energy, forces, stress, lonely, flaws = checked(frame, found, rules.elements, rules.cutoff)
+        energy, forces, stress, lonely, flaws, copies = checked(frame, found, rules.elements, rules.cutoff)
     except Broken as reason:
         return Examined(source, reason=str(reason), rejected=not isinstance(reason, NotInBasis))
     bare = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
@@ -166,7 +167,7 @@ def _examine(source: str, group: str, frame: Frame, rules: Rules) -> Examined:
         LONELY: lonely,
         **weights,
     }
-    return Examined(source, row, unconverged=unconverged, keys=keys, notes=notes + flaws, geometry=geometry_key(periodic))
+    return Examined(source, row, "", False, unconverged, keys, notes + flaws, geometry_key(periodic), copies)
 
 
 class Found:
@@ -177,13 +178,13 @@ class Found:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.rows = columns.GrowingFrame([FORCES, STRESS], [ATOMS], SCALARS, folder)
-        self.geometries: dict[bytes, int] = {}  # of each row
+        self.known: dict[bytes, int] = {}  # row by geometry, and by labels
 
     def add(
         self, pieces: Sequence[Iterable[Structure]], rules: Rules, audit: Audit, split: str = TRAIN, workers: pool.Workers = 1
     ) -> None:  # fmt: skip
         """Have pieces read by workers. What is left out, and what was found before, goes to the audit."""
-        function, seen = partial(examine, rules=rules, prefix="test:" if split == TEST else ""), dict[bytes, int]()
+        function = partial(examine, rules=rules, prefix="test:" if split == TEST else "")
         for one in chain.from_iterable(pool.parallel_map(function, pieces, workers)):
             audit.read += 1
             audit.unconverged += one.unconverged
@@ -192,17 +193,23 @@ class Found:
                 continue
             audit.keys[one.keys] += 1
             audit.note(one.source, one.notes)
-            if (first := seen.get(one.geometry)) is not None:
-                gap = abs(self.rows.scalars[ENERGY][first] - one.row[ENERGY]) / len(one.row[ATOMS])
-                differs = f"; their energies differ by {1e3 * gap:.3g} meV/atom" if gap > 1e-4 else ""
-                audit.leave_out(one.source, f"the same structure as {self.rows.scalars[SOURCE][first]}{differs}")
-            elif (same := self.geometries.get(one.geometry)) is not None:
-                same_source = self.rows.scalars[SOURCE][same]
-                audit.leave_out(one.source, f"the same structure as {same_source} of the training data")
-            else:
-                seen[one.geometry] = self.rows.count
-                self.rows.append({**one.row, SPLIT: split})
-        self.geometries |= seen
+            if known := self._known(one):
+                audit.leave_out(one.source, known)
+                continue
+            self.known |= {key: self.rows.count for key in (one.geometry, one.copies) if key}
+            self.rows.append({**one.row, SPLIT: split})
+
+    def _known(self, one: Examined) -> str:
+        """What a structure is the same as, in words; empty if it is new."""
+        n = self.known.get(one.geometry, self.known.get(one.copies))
+        if n is None or one.row is None:
+            return ""
+        scalars = self.rows.scalars
+        gap = abs(scalars[ENERGY][n] - one.row[ENERGY]) / len(one.row[ATOMS])
+        differs = f"; their energies differ by {1e3 * gap:.3g} meV/atom" if gap > 1e-4 else ""
+        moved = "" if one.geometry in self.known else ", moved, turned or with its atoms in another order"
+        trained = " of the training data" if scalars[SPLIT][n] == TRAIN and one.source.startswith("test:") else ""
+        return f"the same structure as {scalars[SOURCE][n]}{trained}{moved}{differs}"
 
     def frame(self) -> pd.DataFrame:
         return self.rows.frame()

@@ -43,6 +43,7 @@ from mlip_pace.run import pool
 from mlip_pace.settings import DataSettings
 
 CHUNK = 16  # structures that a worker takes at a time
+FEW, SHIFTED = 5, 0.1  # structures for each element, part of the error that is left: a shift of scale is told
 NO_LABELS = "no energy and forces"  # of a structure that has neither
 
 
@@ -132,6 +133,8 @@ def predict(sidecars: Sequence[Path], data: str, output: Path, workers: int = 1)
     if known:
         table = _beside_labels([structures[n] for n in known], [rows[n] for n in known], [predicted[n] for n in known])
         summary["errors"] = evaluate.errors(table)
+        if (rest := _but_for_e0(table)) is not None:
+            summary["energy_mae_but_for_e0"] = rest
         calibration = potentials[0].calibration
         if len(potentials) == 1 and calibration is not None:
             summary["coverage"] = coverages.by_type(table, calibration)
@@ -212,6 +215,18 @@ def _beside_labels(
     ):
         table[name] = pd.Series(values, dtype=object)
     return table
+
+
+def _but_for_e0(table: pd.DataFrame) -> float | None:
+    """The mean absolute error of energies (eV/atom) but for a constant of each element, where these are most of the error."""
+    counts = table[ATOMS].map(len).to_numpy()
+    numbers = sorted({number for atoms in table[ATOMS] for number in atoms.numbers})
+    if len(table) < FEW * len(numbers):
+        return None
+    shares = np.array([[np.mean(atoms.numbers == number) for number in numbers] for atoms in table[ATOMS]])
+    errors = (table.energy_pred - table[ENERGY]).to_numpy(dtype=float) / counts
+    rest = errors - shares @ np.linalg.lstsq(shares, errors, rcond=None)[0]
+    return float(np.abs(rest).mean()) if np.abs(rest).mean() < SHIFTED * np.abs(errors).mean() else None
 
 
 def of_structures(potential: Potential, structures: Sequence[Atoms], workers: int) -> list[Prediction]:

@@ -7,11 +7,13 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc100
 from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane
 from ase.io.trajectory import Trajectory
 from conftest import RAW, labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from mlip_pace import atoms_to_dataframe
 from mlip_pace.collect import dataset
@@ -100,6 +102,49 @@ def test_duplicates_are_left_out_also_when_shifted_by_a_lattice_vector():
     reasons = [item["reason"] for item in frame.attrs["left_out"]]
     assert reasons[:2] == ["the same structure as atoms#0"] * 2
     assert "their energies differ by 250 meV/atom" in reasons[2]
+
+
+def computed(atoms):
+    """Energy and forces of EMT, kept with the structure."""
+    atoms.calc = EMT()
+    labelled_ = atoms.copy()
+    labelled_.calc = SinglePointCalculator(labelled_, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
+    return labelled_
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), by=st.sampled_from(["moved", "turned", "another order", "all"]))
+def test_copies_that_are_moved_turned_or_in_another_order_are_left_out(seed, by):
+    """Augmented data: an equivariant potential learns nothing of them, and a test set would hold what was trained on."""
+    rng = np.random.default_rng(seed)
+    structures = []
+    for n in range(5):
+        atoms = cell(1.0 + 0.01 * n, "Al3Cu")
+        atoms.rattle(0.1, seed=seed + n)
+        structures.append(computed(atoms))
+    copy, forces = structures[2].copy(), structures[2].get_forces()
+    if by in ("moved", "all"):
+        copy.positions += rng.normal(size=3)
+        copy.wrap()
+    if by in ("turned", "all"):
+        turn = Rotation.random(random_state=seed).as_matrix()
+        copy.set_cell(copy.cell.array @ turn.T, scale_atoms=True)
+        forces = forces @ turn.T
+    order = rng.permutation(4) if by in ("another order", "all") else np.arange(4)
+    copy = copy[order]
+    copy.calc = SinglePointCalculator(copy, energy=structures[2].get_potential_energy(), forces=forces[order])
+    frame = atoms_to_dataframe([*structures, copy], test_fraction=0.0)
+    assert len(frame) == 5
+    ((said,)) = (item["reason"] for item in frame.attrs["left_out"])
+    assert said.startswith("the same structure as atoms#2")
+
+
+def test_other_structures_with_the_same_labels_are_no_copies():
+    structures = good(8)
+    for n, atoms in enumerate(structures):
+        atoms.positions[0, 0] += 0.02 * n
+        atoms.calc.results.update(energy=-13.0, forces=np.full((4, 3), 0.1))
+    assert len(atoms_to_dataframe(structures, test_fraction=0.0)) == 8
 
 
 def test_isolated_atoms_become_e0_and_lonely_ones_are_named():

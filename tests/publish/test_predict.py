@@ -98,6 +98,23 @@ def test_labels_that_are_not_compared_are_told(trained, tmp_path):
     assert summary["why_not_compared"].startswith("scan.traj#0: no forces")
 
 
+def test_labels_on_another_scale_are_told_with_the_error_that_is_left(trained, al_mg, tmp_path):
+    """Those of another program or pseudopotential; errors of the same size that are none of a scale are not."""
+
+    def of(shifts):
+        shifted = [atoms.copy() for atoms in al_mg]
+        for atoms, old in zip(shifted, al_mg, strict=True):
+            energy = old.get_potential_energy() + sum(shifts[symbol] for symbol in atoms.symbols)
+            atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=old.get_forces())
+        write(tmp_path / "labels.xyz", shifted)
+        return predict(trained / "potential.json", tmp_path / "labels.xyz", tmp_path / "out.xyz")
+
+    plain, moved = of({"Al": 0.0, "Mg": 0.0}), of({"Al": -1500.0, "Mg": 40.0})
+    assert "energy_mae_but_for_e0" not in plain["summary"]
+    assert moved["summary"]["errors"]["energy_mae"] > 30
+    assert moved["summary"]["energy_mae_but_for_e0"] == pytest.approx(plain["summary"]["errors"]["energy_mae"], rel=0.3)
+
+
 def test_check_says_the_plan(tmp_path):
     from conftest import environment
 
