@@ -20,6 +20,8 @@ from mlip_pace.collect import vasp
 from mlip_pace.collect.files import Frame
 from mlip_pace.collect.vasp import MACHINE_LEARNED, TOLERANCE, Labels, Settings, frame, numbers
 
+# Where a run begins: within a line, if the file of the run before was cut off there. Other lines name versions, too.
+_RUN = re.compile(r"vasp\.\d+\.\d\S* .*\b(?:build|complex|gamma|serial)")
 _ITERATION = re.compile(r"-+ Iteration +(\d+)\( *(\d+)\)")
 _DECIMAL = re.compile(r"-?\d*\.\d+")  # also without a blank in between: VASP prints in fixed columns
 _LAST = re.compile(r"^ +free energy +TOTEN += *(\S+) eV")  # of an electronic step
@@ -27,6 +29,8 @@ _TOTEN = re.compile(r"^ +free  energy +TOTEN += *(\S+) eV")
 _ZERO = re.compile(r"energy\(sigma->0\) *= *(\S+)")
 # What is added to the energy after the last electronic step: dispersion, as several versions call it, and dipoles.
 _ADDED = re.compile(r"Edisp \(eV\)|[Ee]stimated vdW energy \(eV\)|adding dipol energy to TOTEN")
+_ELECTRONS = re.compile(r"^ *number of electron +(-?\d+\.\d+)")  # those of an electronic step
+_NELECT = re.compile(r"^ *NELECT *= +(\d+\.\d+)")
 _WHOLE = re.compile(r"^ *(NELM|ICHARG|IALGO|ISIF) *= *(-?\d+)\b")
 _NAMES = {"TITEL": "=", "VRHFIN": "=", "POTCAR:": "POTCAR:"}  # lines that name the kinds of atoms in their order
 _CELL, _FORCES, _LEARNED = "direct lattice vectors", "TOTAL-FORCE (eV", "(ML)"
@@ -48,15 +52,17 @@ def read(content: bytes) -> Iterator[Frame]:
     """The ionic steps in order, each once."""
     lines = content.decode("latin-1").split("\n")
     symbols: list[str] = []
-    settings, cell, steps, run = Settings(), None, [], 0
+    settings, cell, electrons, steps, run = Settings(), None, None, [], 0
     for part in _parts(lines):
         learned = sum(_FORCES in line and _LEARNED in line for line in part)
         start = _ITERATION.search(part[0])
         if start is None:  # the head of a run
             symbols, settings, cell, run = _symbols(part), _settings(part), _last_cell(part), run + 1
+            electrons = next((float(match[1]) for line in part if (match := _NELECT.match(line))), None)
             steps.append(_Step(run, 0, "", learned))
         else:
-            steps.append(_Step(run, int(start[1]), _step(part, symbols, settings, cell), learned))
+            stranger = _other_electrons(part, electrons)
+            steps.append(_Step(run, int(start[1]), stranger or _step(part, symbols, settings, cell), learned))
     said = False
     for before, here, after in zip([None, *steps], steps, [*steps[1:], None]):  # noqa: B905, one longer by design
         if here.number:
@@ -85,7 +91,7 @@ def _parts(lines: Iterable[str]) -> Iterator[list[str]]:
     part: list[str] = []
     number = 0
     seen: set[str] = set()
-    for line in lines:
+    for line in _lines(lines):
         starts = False
         if "Iteration" in line and (match := _ITERATION.search(line)):
             following = int(match[1])
@@ -102,7 +108,7 @@ def _parts(lines: Iterable[str]) -> Iterator[list[str]]:
             seen.add("forces")
         elif "TOTEN" in line and _TOTEN.match(line):
             seen.add("energy")
-        elif number and line.startswith(" vasp."):
+        elif "vasp." in line and _RUN.match(line.lstrip()):
             starts, number, seen = True, 0, set()
         if starts and part:
             yield part
@@ -110,6 +116,26 @@ def _parts(lines: Iterable[str]) -> Iterator[list[str]]:
         part.append(line)
     if part:
         yield part
+
+
+def _other_electrons(part: list[str], electrons: float | None) -> str:
+    """Why the step is not one of a run with that many electrons (NELECT), whose elements it has; or nothing."""
+    for line in part:
+        if electrons is not None and (match := _ELECTRONS.match(line)) and abs(float(match[1]) - electrons) > 1e-3:
+            return (
+                f"it has {match[1]} electrons and the run NELECT={electrons:g}: of another run, or with an electrode potential"
+            )
+    return ""
+
+
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    """The lines, and one that begins with each run."""
+    for line in lines:
+        if "vasp." in line and (match := _RUN.search(line)) and match.start():
+            yield line[: match.start()]
+            yield line[match.start() :]
+        else:
+            yield line
 
 
 def _step(part: list[str], symbols: list[str], settings: Settings, cell: Array | None) -> Frame:
@@ -207,9 +233,9 @@ def _cell(lines: list[str]) -> Array:
 
 
 def _last_cell(head: list[str]) -> Array | None:
-    """The cell at the beginning of a run."""
+    """The cell at the beginning of a run; what comes after it is that of the run before, which the wave functions are of."""
     cell = None
-    for n, line in enumerate(head):
+    for n, line in enumerate(takewhile(lambda line: "old parameters found on file" not in line, head)):
         if _CELL in line and "position" not in line:
             try:
                 cell = _cell(head[n + 1 : n + 4])
@@ -227,6 +253,8 @@ def _symbols(head: list[str]) -> list[str]:
             counts = " ".join([line.partition("=")[2], *more]).split()
             break
     after = {key: [line.partition(mark)[2] for line in head if line.lstrip().startswith(key)] for key, mark in _NAMES.items()}
+    if not _same_valences(head, len(counts)):
+        return []
     potentials = after["POTCAR:"]  # once or twice each
     if potentials[: len(counts)] == potentials[len(counts) :]:
         potentials = potentials[: len(counts)]
@@ -235,6 +263,15 @@ def _symbols(head: list[str]) -> list[str]:
     if not all(map(str.isdigit, counts)) or len(elements) != 1 or not all(kinds := elements.pop()):
         return []
     return [kind for kind, number in zip(kinds, counts, strict=True) for _ in range(int(number))]
+
+
+def _same_valences(head: list[str], kinds: int) -> bool:
+    """Whether potentials have the valences (ZVAL) of the table that comes after them; if not, it is of another run."""
+    potentials = [match[1] for line in head if (match := re.search(r"ZVAL *= *(\d+\.\d+) +mass and valenz", line))]
+    table = next((line.partition("=")[2].split() for line in head if re.match(r" *ZVAL *=", line)), [])
+    if not len(potentials) == len(table) == kinds or not all(re.fullmatch(r"\d+\.\d+", word) for word in table):
+        return True
+    return np.allclose(np.array(potentials, dtype=float), np.array(table, dtype=float), rtol=0, atol=0.01)
 
 
 def _settings(head: list[str]) -> Settings:

@@ -20,7 +20,7 @@ from mlip_pace.collect.files import Frame, Unconverged
 
 KBAR = 0.1 * GPa  # eV/Å^3
 MACHINE_LEARNED = "{} of VASP's machine-learned force field, which is no DFT calculation"
-TOLERANCE = 1e-3  # eV: energies of the last electronic step and of the whole, where nothing comes between them
+TOLERANCE = 1e-5  # eV: energies of the last electronic step and of the whole, where nothing comes between them
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Each `<calculation>` is read by itself, and of it only what we need, so that what is broken or cut off elsewhere costs nothing.
 Inside: electronic steps, then the structure, forces, stress and energy that they led to, then perhaps linear response with
-electronic steps of its own.
+electronic steps of its own. A file can hold several documents, one after the other (`cat` of the parts of a run): each has
+atoms and settings of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mlip_pace.arrays import Array
 from mlip_pace.collect import vasp
 from mlip_pace.collect.files import Frame
 from mlip_pace.collect.vasp import MACHINE_LEARNED, TOLERANCE, Labels, Settings, frame, numbers, without_pressure
@@ -21,6 +23,9 @@ _OPEN, _CLOSE = b"<calculation>", b"</calculation>"
 _ROW = re.compile(rb"<rc>\s*<c>([^<]*)</c>\s*<c>([^<]*)</c>(.*?)</rc>", re.DOTALL)
 _CYCLE = re.compile(rb"<scstep>.*?</scstep>", re.DOTALL)
 _TABLE = b'<varray name="forces"'
+_DOCUMENT = re.compile(rb"<modeling>")
+# What stands before the first step of a document, or behind its last one.
+_BORDERS = (b"<atominfo>", b"<parameters>", b'name="initialpos"', b'name="finalpos"', b"</modeling>")
 _CUT = "the file ends within this step"
 
 
@@ -33,18 +38,36 @@ def read(content: bytes) -> Iterator[Frame]:
     if not content.strip():
         yield "the file is empty"
         return
-    header = content[: content.find(_OPEN)] if _OPEN in content else content
+    for document in _documents(content):
+        yield from _read(document)
+
+
+def _documents(content: bytes) -> Iterator[bytes]:
+    """What begins with `<modeling>`, each; and steps before the first of them, whose atoms and settings are lost."""
+    starts = [match.start() for match in _DOCUMENT.finditer(content)]
+    if not starts or _OPEN in content[: starts[0]]:
+        starts.insert(0, 0)
+    for start, end in zip(starts, [*starts[1:], len(content)], strict=True):
+        yield content[start:end]
+
+
+def _read(document: bytes) -> Iterator[Frame]:
+    first = document.find(_OPEN) if _OPEN in document else len(document)
+    header = document[:first]
     try:
         symbols, settings = _symbols(header), _settings(header)
+        fixed = _fixed_cell(header, settings)
     except _Missing as missing:
         yield str(missing)
         return
-    parts = list(_parts(content))
+    end = min((at for mark in _BORDERS if (at := document.find(mark, first)) >= 0), default=len(document))
+    parts = list(_parts(document[:end]))
     strangers = sum(isinstance(part, int) for part in parts)
     if (strangers and b'name="ML_LMLFF"' not in header) or sum(part is None for part in parts) > 2:
-        yield f"several processes wrote into this file at once (images?): its {content.count(_OPEN)} steps cannot be told apart"
+        count = document.count(_OPEN)
+        yield f"several processes wrote into this file at once (images?): its {count} steps cannot be told apart"
         return
-    read = [_step(part, symbols, settings) if isinstance(part, bytes) else (_instead(part), None) for part in parts]
+    read = [_step(part, symbols, settings, fixed) if isinstance(part, bytes) else (_instead(part), None) for part in parts]
     # Dispersion corrections come after the electronic steps, and then in every ionic step.
     plain = any(added is not None and abs(added) < 1e-6 for _, added in read)
     for step, added in read:
@@ -52,7 +75,9 @@ def read(content: bytes) -> Iterator[Frame]:
             yield f"its energy differs by {added:.6g} eV from that of its last electronic step"
         else:
             yield step
-    if not read:
+    if strays := document.count(_OPEN, end):
+        yield f"{strays} {'step comes' if strays == 1 else 'steps come'} without the beginning of a run, and its atoms"
+    if not read and not strays:
         yield "it has no ionic step: the job ended before the first one, or calculates none (GW, BSE)"
 
 
@@ -80,8 +105,8 @@ def _parts(content: bytes) -> Iterator[bytes | int | None]:
         here = following
 
 
-def _step(part: bytes, symbols: list[str], settings: Settings) -> tuple[Frame, float | None]:
-    """A frame, and how much its energy (eV) is above that of its last electronic step."""
+def _step(part: bytes, symbols: list[str], settings: Settings, fixed: Array | None) -> tuple[Frame, float | None]:
+    """A frame, and how much its energy (eV) is above that of its last electronic step; `fixed` is a cell that it must have."""
     before, structure, after = part.partition(b"<structure")
     if not structure:
         return _CUT if _CLOSE not in part else "no structure is printed for this step (GW, RPA?)", None
@@ -94,6 +119,8 @@ def _step(part: bytes, symbols: list[str], settings: Settings) -> tuple[Frame, f
     try:
         geometry = _between(after, b">", b"</structure>", "a whole structure")
         cell = _array(geometry, b"basis")
+        if fixed is not None and not np.allclose(cell, fixed, rtol=0, atol=1e-6):
+            raise _Missing(f"its cell is not that of the run, in which it cannot change (ISIF={settings.isif})")
         fractions = _array(geometry, b"positions")
         energies = after[after.find(b"</structure>") :].partition(_TABLE)[2] or b""
         forces = _array(after, b"forces")
@@ -121,6 +148,17 @@ def _step(part: bytes, symbols: list[str], settings: Settings) -> tuple[Frame, f
     return frame(symbols, labels, settings), toten - last[0] if last else None
 
 
+def _fixed_cell(header: bytes, settings: Settings) -> Array | None:
+    """The cell (Å) that all steps have, where it cannot change."""
+    _, begins, initial = header.partition(b'<structure name="initialpos"')
+    if not begins or settings.isif is None or settings.isif >= 3:
+        return None
+    try:
+        return _array(initial, b"basis")
+    except ValueError:
+        raise _Missing("the cell at the beginning of the run is not all numbers") from None
+
+
 def _between(text: bytes, start: bytes, end: bytes, name: str) -> bytes:
     _, found, rest = text.partition(start)
     inside, closed, _ = rest.partition(end)
@@ -129,7 +167,7 @@ def _between(text: bytes, start: bytes, end: bytes, name: str) -> bytes:
     return inside
 
 
-def _array(text: bytes, name: bytes) -> np.ndarray:
+def _array(text: bytes, name: bytes) -> Array:
     """A `<varray>` with three columns."""
     inside = _between(text, b'<varray name="' + name + b'"', b"</varray>", f"its {name.decode()}")
     rows = re.findall(rb"<v>([^<]*)</v>", inside)

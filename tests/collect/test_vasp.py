@@ -255,3 +255,79 @@ def test_numbers_that_fill_their_columns_are_read_without_a_blank_between_them()
     (found,) = outcar_reader.read(text.encode())
     assert same(found, atoms)
     assert "stress" in found.calc.results
+
+
+def as_oxygen(text: str) -> str:
+    """The output of a run with other atoms and as many electrons of another number."""
+    text = re.sub(
+        r"number of electron       8", "number of electron      12", text.replace("NELECT =       8", "NELECT =      12")
+    )
+    return re.sub(r"\bSi\b", "O", text)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_runs_in_one_file_have_atoms_and_settings_of_their_own(name):
+    """As `cat` makes it, also of a run that was cut off within a line."""
+    write, first, second = WRITERS[name], frames(2), frames(3)
+    both = write(first) + as_oxygen(write(second, nelm=5))
+    read = list(READERS[name](both.encode()))
+    assert [str(frame.symbols) for frame in read[:2]] == ["Si2"] * 2
+    assert [str(frame.atoms.symbols) for frame in read[2:]] == ["O2"] * 3
+    assert all("NELM=5" in frame.reason for frame in read[2:])
+    cut = write(first)[: write(first).rindex("TOTAL-FORCE" if name == "OUTCAR" else 'name="forces"') + 150]
+    sound, broken, *others = READERS[name]((cut + as_oxygen(write(second))).encode())
+    assert same(sound, first[0])
+    assert isinstance(broken, str)
+    assert [str(frame.symbols) for frame in others] == ["O2"] * 3
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_steps_of_another_run_without_its_beginning_are_named(name):
+    first, second = frames(3), frames(4, changing=True)
+    start = " <calculation>" if name == "vasprun.xml" else "-" * 39 + " Iteration      4("
+    one, other = WRITERS[name](first, isif=2), as_oxygen(WRITERS[name](second, isif=2))
+    whole = one if name == "OUTCAR" else one[: one.index(' <structure name="finalpos"')]
+    cut = other.index(start) if name == "OUTCAR" else other.rindex(start)
+    *sound, stranger = READERS[name]((whole + other[cut:]).encode())
+    assert all(same(a, b) for a, b in zip(sound, first, strict=True))
+    assert ("12.0000012 electrons" if name == "OUTCAR" else "its cell is not that of the run") in stranger
+    if name == "vasprun.xml":
+        *sound, strays = READERS[name]((one + other[cut:]).encode())
+        assert all(same(a, b) for a, b in zip(sound, first, strict=True))
+        assert strays.startswith("1 step comes without the beginning of a run")
+
+
+def test_the_table_of_valences_is_that_of_the_potentials():
+    """If not, the head of the OUTCAR is of two runs."""
+    text = outcar(RUN).replace("   ions per", "   POMASS =   28.085; ZVAL   =    4.000    mass and valenz\n   ions per")
+    assert all(
+        isinstance(frame, Atoms)
+        for frame in outcar_reader.read(text.replace("   ISIF", "   ZVAL   =   4.00\n   ISIF").encode())
+    )
+    mixed = outcar_reader.read(text.replace("   ISIF", "   ZVAL   =   6.00\n   ISIF").encode())
+    assert all("its elements are not in the file" in frame for frame in mixed)
+
+
+def test_the_cell_of_the_wave_functions_is_not_that_of_the_run():
+    """Where the cell cannot change, VASP does not print it again; the one that WAVECAR is of comes last."""
+    run = frames(3)
+    text = outcar(run, isif=2)
+    start, head = re.search("-+ Iteration", text).start(), text[: text.index("---")]
+    table = head[head.index("      direct lattice") :]
+    steps = re.sub(r"  volume of cell.*\n", "", text[start:]).replace(table[:-1], "")
+    old = " old parameters found on file WAVECAR:\n" + table.replace("5.43", "5.55")
+    assert "5.55" in old
+    assert "direct lattice" not in steps
+    read = list(outcar_reader.read((head + old + steps).encode()))
+    assert all(same(a, b) for a, b in zip(read, run, strict=True))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_energy_that_is_not_quite_that_of_the_last_electronic_step_is_of_another(name):
+    """Near its minimum, a relaxation gains less than 1 meV in a step."""
+    text, energy = WRITERS[name](frames(2)), f"{frames(2)[1].calc.results['free_energy']:.8f}"
+    at = text.rindex("TOTEN" if name == "OUTCAR" else "<energy>")
+    near = text[:at] + text[at:].replace(energy, f"{float(energy) + 5e-4:.8f}", 1)
+    sound, other = READERS[name](near.encode())
+    assert same(sound, frames(2)[0])
+    assert "of its last electronic step" in other

@@ -46,7 +46,7 @@ def _rows(array, form="{:14.8f}"):
     return ["".join(form.format(x) for x in row) for row in np.atleast_2d(array)]
 
 
-def vasprun(run, *, cycles=5, nelm=60, icharg=2, added=0.0) -> str:
+def vasprun(run, *, cycles=5, nelm=60, icharg=2, isif=3, added=0.0) -> str:
     def rows(array):
         return "".join(f"    <v>{row} </v>\n" for row in _rows(array, "{:16.8f}"))
 
@@ -70,7 +70,8 @@ def vasprun(run, *, cycles=5, nelm=60, icharg=2, added=0.0) -> str:
         '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n <generator>\n  <i name="program" type="string">vasp </i>\n'
         '  <i name="version" type="string">6.3.0 </i>\n </generator>\n <incar>\n </incar>\n <parameters>\n'
         f'  <i type="int" name="NELM">    {nelm}</i>\n  <i type="int" name="ICHARG">     {icharg}</i>\n'
-        '  <i type="int" name="IALGO">    38</i>\n  <i type="int" name="ISIF">     3</i>\n  <i name="PSTRESS">     0.0</i>\n'
+        '  <i type="int" name="IALGO">    38</i>\n  <i name="PSTRESS">     0.0</i>\n'
+        f'  <i type="int" name="ISIF">     {isif}</i>\n'
         f" </parameters>\n <atominfo>\n  <atoms>       {len(atoms)} </atoms>\n  <types>       1 </types>\n"
         f'  <array name="atoms" >\n   <dimension dim="1">ion</dimension>\n   <set>\n{symbols}   </set>\n  </array>\n'
         '  <array name="atomtypes" >\n   <set>\n    <rc><c>   2</c><c>Si</c><c> 28.085</c><c> 4.0</c>'
@@ -91,7 +92,7 @@ def vasprun(run, *, cycles=5, nelm=60, icharg=2, added=0.0) -> str:
     return text + structure(run[-1], ' name="finalpos"') + "</modeling>\n"
 
 
-def outcar(run, *, cycles=5, nelm=60, icharg=2, learned=False) -> str:
+def outcar(run, *, cycles=5, nelm=60, icharg=2, isif=3, learned=False) -> str:
     def table(atoms):
         cell = atoms.cell.array
         rows = zip(_rows(cell, "{:13.9f}"), _rows(np.linalg.inv(cell).T, "{:13.9f}"), strict=True)
@@ -120,11 +121,13 @@ def outcar(run, *, cycles=5, nelm=60, icharg=2, learned=False) -> str:
         " vasp.6.3.0 20Jan22 complex\n POTCAR:    PAW_PBE Si 05Jan2001\n   VRHFIN =Si: s2p2\n"
         "   TITEL  = PAW_PBE Si 05Jan2001\n   ions per type =               2\n"
         f"   NELM   =     {nelm};   NELMIN=  2; NELMDL= -5     # of ELM steps\n   ICHARG =     {icharg}    charge: 1-file\n"
-        f"   ISIF   =      3    stress and relaxation\n{table(run[0])}\n"
+        f"   ISIF   =      {isif}    stress and relaxation\n   NELECT =       8.0000    total number of electrons\n"
+        f"{table(run[0])}\n"
     )
     for n, atoms in enumerate(run, 1):
         for cycle in range(1, cycles + 1):
             text += f"{39 * '-'} Iteration {n:6d}({cycle:4d})  {39 * '-'}\n"
+            text += " number of electron       8.0000012 magnetization       0.0000000\n"
             text += f"  free energy    TOTEN  = {atoms.calc.results['free_energy'] + 0.1 * (cycles - cycle):18.8f} eV\n"
         text += "------------------------ aborting loop because EDIFF is reached ----------------------------------------\n"
         text += labels(atoms)
