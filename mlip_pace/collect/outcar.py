@@ -120,12 +120,10 @@ def _parts(lines: Iterable[str]) -> Iterator[list[str]]:
 
 def _other_electrons(part: list[str], electrons: float | None) -> str:
     """Why the step is not one of a run with that many electrons (NELECT), whose elements it has; or nothing."""
-    for line in part:
-        if electrons is not None and (match := _ELECTRONS.match(line)) and abs(float(match[1]) - electrons) > 1e-3:
-            return (
-                f"it has {match[1]} electrons and the run NELECT={electrons:g}: of another run, or with an electrode potential"
-            )
-    return ""
+    found = [match[1] for line in part if (match := _ELECTRONS.match(line))]  # the first can be those of free atoms
+    if electrons is None or not found or abs(float(found[-1]) - electrons) < 1e-3:
+        return ""
+    return f"it has {found[-1]} electrons and the run NELECT={electrons:g}: of another run, or with an electrode potential"
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:
@@ -253,7 +251,7 @@ def _symbols(head: list[str]) -> list[str]:
             counts = " ".join([line.partition("=")[2], *more]).split()
             break
     after = {key: [line.partition(mark)[2] for line in head if line.lstrip().startswith(key)] for key, mark in _NAMES.items()}
-    if not _same_valences(head, len(counts)):
+    if not _same_potentials(head, len(counts)):
         return []
     potentials = after["POTCAR:"]  # once or twice each
     if potentials[: len(counts)] == potentials[len(counts) :]:
@@ -265,13 +263,19 @@ def _symbols(head: list[str]) -> list[str]:
     return [kind for kind, number in zip(kinds, counts, strict=True) for _ in range(int(number))]
 
 
-def _same_valences(head: list[str], kinds: int) -> bool:
-    """Whether potentials have the valences (ZVAL) of the table that comes after them; if not, it is of another run."""
-    potentials = [match[1] for line in head if (match := re.search(r"ZVAL *= *(\d+\.\d+) +mass and valenz", line))]
-    table = next((line.partition("=")[2].split() for line in head if re.match(r" *ZVAL *=", line)), [])
-    if not len(potentials) == len(table) == kinds or not all(re.fullmatch(r"\d+\.\d+", word) for word in table):
-        return True
-    return np.allclose(np.array(potentials, dtype=float), np.array(table, dtype=float), rtol=0, atol=0.01)
+def _same_potentials(head: list[str], kinds: int) -> bool:
+    """Whether no potential has another mass and valence than in the table after them, which would be that of another run.
+
+    A user can set masses, and a core hole changes a valence.
+    """
+    differ = []
+    for name in ("POMASS", "ZVAL"):
+        own = [match[1] for line in head if "mass and valenz" in line and (match := re.search(rf"{name} *= *([\d.]+)", line))]
+        table = next((re.findall(r" *\d+\.\d+", line) for line in head if re.match(rf" *{name} *= *[\d. ]+$", line)), [])
+        if not len(own) == len(table) == kinds:
+            return True
+        differ.append(abs(np.array(own, dtype=float) - np.array(table, dtype=float)) > 0.01)
+    return not np.logical_and(*differ).any()
 
 
 def _settings(head: list[str]) -> Settings:

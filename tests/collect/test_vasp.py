@@ -297,15 +297,15 @@ def test_steps_of_another_run_without_its_beginning_are_named(name):
         assert strays.startswith("1 step comes without the beginning of a run")
 
 
-def test_the_table_of_valences_is_that_of_the_potentials():
-    """If not, the head of the OUTCAR is of two runs."""
+@pytest.mark.parametrize(
+    ("mass", "valence", "sound"), [(28.09, 4.0, True), (30.0, 4.0, True), (28.09, 4.5, True), (16.0, 6.0, False)]
+)
+def test_masses_and_valences_are_those_of_the_potentials(mass, valence, sound):
+    """If both are not, the head of the OUTCAR is of two runs; isotopes and core holes change one of them."""
     text = outcar(RUN).replace("   ions per", "   POMASS =   28.085; ZVAL   =    4.000    mass and valenz\n   ions per")
-    assert all(
-        isinstance(frame, Atoms)
-        for frame in outcar_reader.read(text.replace("   ISIF", "   ZVAL   =   4.00\n   ISIF").encode())
-    )
-    mixed = outcar_reader.read(text.replace("   ISIF", "   ZVAL   =   6.00\n   ISIF").encode())
-    assert all("its elements are not in the file" in frame for frame in mixed)
+    text = text.replace("   ISIF", f"   POMASS =  {mass:5.2f}\n   ZVAL   =  {valence:5.2f}\n   ISIF")
+    for frame in outcar_reader.read(text.encode()):
+        assert isinstance(frame, Atoms) if sound else "its elements are not in the file" in frame
 
 
 def test_the_cell_of_the_wave_functions_is_not_that_of_the_run():
