@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,12 @@ _FORCES = re.compile(r"^ *Forces acting on atoms \(.*Ry/au\): *\n", re.MULTILINE
 _STRESS = re.compile(r"^ *total +stress +\(Ry/bohr\*\*3\).*P= *(\S+) *\n((?:.*\n){3})", re.MULTILINE)
 # How many steps the optimizer, or molecular dynamics, counts: printed after the forces of a step.
 _FINAL = "A final scf calculation at the relaxed structure"  # of a relaxation of the cell, whose basis was that of the first
-_COUNT = re.compile(r"(?:number of scf cycles|Entering Dynamics[:;] +(?:iteration|it)) += *(\d+)")
+_COUNT = re.compile(
+    r"(?:number of scf cycles += *|Entering Dynamics[:;] +(?:iteration|it) += *|bfgs (?:converged in|failed after) +)(\d+)"
+)
 _LABELS = "species"
 _VOLUME = 1e-3  # relative; axes are printed with 6 decimals
-_FORCE = 1e-5  # Ry/bohr, and of one that is large, as a fraction
+_ROUNDED = 2e-6, 1e-5  # of the total force: Ry/bohr, printed with 6 decimals; and of one that is large, as a fraction
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class _Run:
     pseudopotentials: dict[str, str]  # the element that each species' file names
     threshold: float  # Ry, for the SCF; infinite if it was not printed
     potentiostat: bool  # the number of electrons follows an electrode potential
+    constrained: bool  # distances or angles are held
+    free: Any = None  # (n, 3), False where the user holds fixed a component of an atom; None if no step says it
 
 
 def read_output(text: str) -> Iterator[Frame]:
@@ -56,10 +60,11 @@ def read_output(text: str) -> Iterator[Frame]:
 
 def _read_run(text: str) -> Iterator[Frame]:
     begin = max(text.find("crystal axes:"), 0)  # some versions print the first coordinates twice
-    cuts = [match.start() for match in _COORDINATES.finditer(text, begin)]
-    pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    starts = [0, *(match.start() for match in _COORDINATES.finditer(text, begin))]
+    pieces = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
     try:
         run = _header(pieces[0])
+        run = replace(run, free=_free(pieces, run.count))
         cell = _axes(pieces[0], run)
     except Unreadable as reason:
         yield f"pw.x: {reason}"
@@ -70,7 +75,9 @@ def _read_run(text: str) -> Iterator[Frame]:
     frames: list[Frame] = []
     new: Any = None  # a cell that waits for the positions that go with it
     count, variable = 0, _cell_varies(text, begin)
-    for before_it, piece in zip(["", *pieces], pieces, strict=False):
+    # Where the relaxation converged, these are the coordinates of its last step; else they are new.
+    final = text.find("Begin final coordinates", text.find("bfgs converged")) if "bfgs converged" in text else -1
+    for start, before_it, piece in zip(starts, ["", *pieces], pieces, strict=False):
         try:
             if piece.startswith("CELL_PARAMETERS"):
                 new, lost = _cell(piece, run.alat), "a new cell has no positions"
@@ -80,6 +87,9 @@ def _read_run(text: str) -> Iterator[Frame]:
                     raise Unreadable("the cell of these positions is not printed")
                 cell, new, lost = cell if new is None else new, None, ""
                 atoms = _moved(piece, atoms, cell, run)
+                last = frames[-1] if 0 <= final < start and frames else None
+                if isinstance(last, Atoms) and not _alike(last, atoms, 1e-4):
+                    frames[-1] = "pw.x: the final coordinates are not those of the last step: something is missing"
             frame = _frame(piece, atoms, run)
         except Unreadable as reason:
             if _COORDINATES.match(piece):
@@ -93,16 +103,26 @@ def _read_run(text: str) -> Iterator[Frame]:
             continued = before == 0 and ("restart" in text.lower() or "from file used" in text)
             if count != before + 1 and not continued and not isinstance(frames[-1], str):
                 frames[-1] = f"pw.x: steps are missing: step {count} comes after step {before}"
-    if _FINAL in text and len(frames) > 1 and _alike(*frames[-2:]):
-        frames[-2] = "pw.x: its SCF was done again, in the basis of its own cell"
+    match frames[-2:]:
+        case [Atoms() as one, Atoms() as other] if _FINAL in text and _alike(one, other, 1e-6):
+            frames[-2] = "pw.x: its SCF was done again, in the basis of its own cell"
     yield from frames or ["pw.x: the run ended before its first SCF"]
 
 
-def _alike(one: Frame, other: Frame) -> bool:
-    """Whether both are sound, and the same structure."""
-    if not (isinstance(one, Atoms) and isinstance(other, Atoms)):
-        return False
-    return np.allclose(one.positions, other.positions, atol=1e-6) and np.allclose(one.cell, other.cell, atol=1e-6)
+def _alike(one: Atoms, other: Atoms, tolerance: float) -> bool:
+    """Whether both are the same structure, to a tolerance in Å."""
+    places = ((one.positions, other.positions), (one.cell.array, other.cell.array))
+    return all(np.allclose(here, there, rtol=0, atol=tolerance) for here, there in places)
+
+
+def _free(pieces: list[str], count: int) -> Any:
+    """Which components of the atoms are free (n, 3), as it stands behind the positions of a step; None if none has any."""
+    for piece in pieces[1:]:
+        lines = piece.splitlines()[1 : count + 1]
+        rows = [re.fullmatch(rf" *\S+{_THREE}((?: +[01]){{3}})? *", line) for line in lines]
+        if piece.startswith("ATOMIC_POSITIONS") and len(rows) == count and all(rows):
+            return np.array([(row[4] or "1 1 1").split() for row in rows if row]) == "1"
+    return None
 
 
 def _cell_varies(text: str, begin: int) -> bool:
@@ -148,9 +168,10 @@ def _header(text: str) -> _Run:
     return _Run(
         Bohr * precise,
         int(count[1]),
-        dict(re.findall(r"^ *(\S+) +[\d.]+ +[\d.]+ +([A-Za-z]+) *\(", table, re.MULTILINE)),
+        dict(re.findall(r"^ *(\S+) +[\d.]+ +[\d.]+ +([A-Za-z]*) *\(", table, re.MULTILINE)),
         _float(threshold[1]) if threshold else np.inf,
         re.search(r"FCP \w+ is activated", text) is not None,
+        "constrain" in text.lower(),
     )
 
 
@@ -192,8 +213,10 @@ def _first(text: str, cell: Any, run: _Run) -> tuple[Atoms, str]:
 
 def _element(label: str, run: _Run) -> str:
     """That of the pseudopotential if its file names one, else that in the label of the species (`Fe1`, `C_h`)."""
+    if label not in run.pseudopotentials:
+        raise Unreadable(f"the table of species has no {label}, or is missing")
     letters = re.sub("[^A-Za-z].*", "", label)
-    for one in (run.pseudopotentials.get(label, "").title(), letters[:2].title(), letters[:1].title()):
+    for one in (run.pseudopotentials[label].title(), letters[:2].title(), letters[:1].title()):
         if one != "X" and one in atomic_numbers:
             return one
     raise Unreadable(f"the species {label} is no chemical element")
@@ -262,7 +285,7 @@ def _frame(piece: str, atoms: Atoms, run: _Run) -> Frame | None:
     if forces:
         if forces[0] < at:
             raise Unreadable("the forces come before the energy")
-        labels["forces"] = _forces(piece[forces[0] :], atoms) * Ry / Bohr
+        labels["forces"] = _forces(piece[forces[0] :], atoms, run) * Ry / Bohr
     elif len(atoms) > 1 and not failed:
         raise Unreadable("no forces are printed (tprnfor = .true.)")
     stress = _stress(piece[at:])
@@ -308,17 +331,20 @@ def _whole(piece: str, hybrid: bool) -> None:
             raise Unreadable("iterations of the SCF are missing")
 
 
-def _forces(text: str, atoms: Atoms) -> Any:
+def _forces(text: str, atoms: Atoms, run: _Run) -> Any:
     """(n, 3) in Ry/bohr; what follows them are the parts that they consist of."""
     row = rf" *atom +([\d*]+) +type +[\d*]+ +force = {_THREE}"
     rows = _rows(text[max(text.find("     atom "), 0) :], row, len(atoms), "the forces")  # notes may come before them
     if [n for n, *_ in rows if "*" not in n] != [str(n + 1) for n in range(len(atoms)) if "*" not in rows[n][0]]:
         raise Unreadable("the forces are not in the order of the atoms")
-    forces = np.array([[_float(x) for x in xyz] for _, *xyz in rows])
-    # Those on atoms that the user holds fixed are printed, but do not count for the total.
-    total = re.search(rf"Total force = *{_REAL}", text)
-    if total and _float(total[1]) > np.linalg.norm(forces) * (1 + _FORCE) + _FORCE:
-        raise Unreadable("the forces do not add up to the total force")
+    forces = np.array([[_float(x) for x in xyz] for _, *xyz in rows]).reshape(-1, 3)
+    if match := re.search(rf"Total force = *{_REAL}", text):
+        total, small = _float(match[1]), _ROUNDED[0] + _ROUNDED[1] * _float(match[1])
+        # Those on atoms that the user holds fixed are printed, but do not count for the total; nor do those of constraints.
+        known = run.free is not None and len(atoms) == run.count
+        counted = np.linalg.norm(forces[run.free] if known else forces)
+        if total > counted + small or (total < counted - small and known and not run.constrained):
+            raise Unreadable("the forces do not add up to the total force")
     return forces
 
 

@@ -200,8 +200,57 @@ def test_elements_are_those_of_the_pseudopotentials(species, file, symbol):
 
 
 def test_no_element_is_named():
+    """Nor is it guessed from a label of which the output does not say what it is."""
     text = re.sub(r"Al( +tau\()", r"X1\1", raw("al.scf.pwo"))
-    assert list(read_output(text)) == ["pw.x: the species X1 is no chemical element"]
+    assert list(read_output(text)) == ["pw.x: the table of species has no X1, or is missing"]
+    named = re.sub(r"Al( +3\.00 +26\.98\d+ +)Al\(", r"X1\1 (", text)
+    assert list(read_output(named)) == ["pw.x: the species X1 is no chemical element"]
+    without = raw("al.scf.pwo").replace("atomic species   valence", "")
+    assert list(read_output(without)) == ["pw.x: the table of species has no Al, or is missing"]
+
+
+def test_the_last_step_of_a_relaxation_is_the_one_that_is_counted():
+    """Steps from the second to the last are lost, but for the results of the last."""
+    text = raw("al.relax.pwo")
+    *_, last = itertools.accumulate(text.split("Forces acting"), lambda before, after: before + "Forces acting" + after)
+    steps = [match.start() for match in re.finditer("Forces acting", last)]
+    first, *reasons = read_output(last[: steps[1]] + last[steps[-1] :])
+    only_frames_of(list(read_output(text)), [first])
+    assert len(reasons) == 1
+    assert "step 4 comes after step 1" in reasons[0]
+    # The final coordinates are those of the last step.
+    *_, its_own, next_ones = re.findall(r"ATOMIC_POSITIONS .*\n(?:Al .*\n)+", text)
+    text = text[: text.rindex("number of scf cycles")] + "bfgs converged in   4 scf cycles and   3 bfgs steps\n"
+    for final, sound in ((its_own, True), (next_ones, False)):
+        frames = list(read_output(f"{text}Begin final coordinates\n\n{final}End final coordinates\n"))
+        assert len(frames) == 4
+        assert sound or frames[-1] == "pw.x: the final coordinates are not those of the last step: something is missing"
+        only_frames_of(list(read_output(text)), frames)
+        assert isinstance(frames[-1], str) != sound
+
+
+@pytest.mark.parametrize("component", ["whole", "fixed"])
+def test_forces_are_those_that_the_total_force_is_of(component):
+    """All of them, or of the components that are free: a digit that is lost shows."""
+    text = raw("al.relax.pwo")
+    forces = [
+        np.array([[float(x) for x in row.split("=")[1].split()] for row in re.findall("force = .*", part)])
+        for part in [step.partition("Total force")[0] for step in text.split("Forces acting on atoms")[1:]]
+    ]
+    if component == "fixed":
+        text = re.sub(r"^(Al +(?: *-?\d+\.\d+){3}) *$", r"\1   0   1   1", text, flags=re.MULTILINE)
+        for found in forces:
+            total = np.linalg.norm(found[: len(found), 1:])
+            text = re.sub(r"Total force = +\d+\.\d+ ", f"Total force : {total:11.6f} ", text, count=1)
+        text = text.replace("Total force :", "Total force =")
+    assert all(not isinstance(frame, str) for frame in read_output(text))
+    assert len(forces) == 4
+    last = text.rindex("Forces acting")
+    at = text.index("force =", last)
+    line = text[at : text.index("\n", at)]
+    other = re.sub(r"(\d)(\d{4})$", lambda match: str((int(match[1]) + 5) % 10) + match[2], line)
+    *_, reason = read_output(text[:at] + other + text[at + len(line) :])
+    assert reason == "pw.x: the forces do not add up to the total force"
 
 
 @pytest.mark.parametrize(
