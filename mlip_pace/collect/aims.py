@@ -38,6 +38,7 @@ _STRESS = re.compile(rf"^ *\| +[xyz]{_THREE} +\|")
 _COMPACT = re.compile(rf"^ *\| (Total energy corrected|Electronic free energy) +: +{_FLOAT} eV\b")
 _BEGINS = re.compile(rf"^ *\| Total energy uncorrected +: +{_FLOAT} eV\b")
 _ITERATION = re.compile(rf"^ *\| Electronic free energy +: +{_FLOAT} Ha +{_FLOAT} eV")
+_COUNTED = re.compile(r"^ *(?:SCF +(\d+) :|Begin self-consistency iteration # +(\d+))")
 _NUMBER = re.compile(r"^ *(?:\| Time step number +:|(Relaxation) step number) +(\d+)")
 _CONSTRAINED = re.compile(r"Found relaxation constraint for atom")
 _ADDED = re.compile(r"^ *many_body_dispersion|\bMBD\b", re.MULTILINE)  # to the energy, after the last iteration
@@ -94,10 +95,13 @@ def _run(lines: list[str]) -> Iterator[Frame]:
                     step.flaw or "the atoms that come after it are not said to be its own: it has no number, others have"
                 )
     cell, known = None, False  # whether it is told that there is one, or none
+    atoms = next((g.symbols for step in steps for g in (*step.before, *step.after) if g), [])
     changes = any(g and g.cell is not None for step in steps[1:] for g in step.before)
     for n, step in enumerate(steps):
         if n and changes and any(g and g.cell is None for g in step.before):
             step.flaw = step.flaw or "the cell changes in this run, and that of this step is not printed"
+        if any(g and g.symbols != atoms for g in (*step.before, *step.after)):
+            step.flaw = step.flaw or "its atoms are not those of the run: it is of another"
         step.last = None if added else step.last
         told = [g for g in (*step.before, *step.after) if g and g.cell is not None]
         known = known or bool(told) or (n == 0 and any(step.before))
@@ -114,9 +118,11 @@ def _steps(lines: list[str]) -> tuple[list[_Step], bool]:
     steps: list[_Step] = []
     before: list[_Geometry | None] = []
     last, stress, converged, begun, labels = None, None, False, False, False
+    iteration, flaw = 0, ""
     for n, line in enumerate(lines):
         if match := _BEGINS.match(line):
-            steps.append(_Step({"uncorrected": _number(match[1])}, before, converged, last, stress))
+            steps.append(_Step({"uncorrected": _number(match[1])}, before, converged, last, stress, flaw=flaw))
+            iteration, flaw = 0, ""
             before, last, stress, converged, begun, labels = [], None, None, False, False, True
         elif match := _COMPACT.match(line):
             name = match[1].removeprefix("Total energy ")
@@ -124,6 +130,11 @@ def _steps(lines: list[str]) -> tuple[list[_Step], bool]:
                 steps[-1].energies.setdefault(name, _number(match[2]))
             elif steps and abs(steps[-1].energies.get(name, np.inf) - _number(match[2])) > 1e-5:
                 steps[-1].flaw = "its energy is printed twice, with different values: something is missing or mixed in"
+        elif match := _COUNTED.match(line):
+            number = int(match[1] or match[2])
+            if number != iteration + 1:
+                flaw = f"iteration {iteration} is followed by {number}: something is missing or mixed in"
+            iteration = number
         elif match := _ITERATION.match(line):
             last = _number(match[2])
         elif "Total atomic forces" in line and labels:
@@ -131,6 +142,7 @@ def _steps(lines: list[str]) -> tuple[list[_Step], bool]:
             labels = False
         elif "Begin self-consistency loop" in line:
             last, stress, converged, begun, labels = None, None, False, True, False
+            iteration, flaw = 0, ""
         elif "Self-consistency cycle converged" in line:
             converged = True
         elif "Analytical stress tensor - Symmetrized" in line:

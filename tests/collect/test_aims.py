@@ -1,5 +1,7 @@
 """FHI-aims: every label is that of its own step; what did not converge, or is not whole, is named."""
 
+import re
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -77,3 +79,22 @@ def test_a_damaged_file_gives_frames_that_are_in_it_or_reasons(data, dynamics):
 @pytest.mark.parametrize("text", ["", "Invoking FHI-aims ...\n", aims(RUN[:1])[:400]])
 def test_a_file_without_a_frame_gives_none(text):
     assert not any(isinstance(frame, Atoms) for frame in read(text))
+
+
+def test_a_step_of_other_atoms_is_of_another_run():
+    """Into which the file goes on without the beginning of that run."""
+    other = aims(RUN).replace(" Si\n", " Ge\n")
+    begins = "          Begin self-consistency loop: Re-init"
+    *sound, stranger = read(aims(RUN[:2]) + other[other.rindex("  Updated atomic", 0, other.rindex(begins)) :])
+    assert all(same(ours, theirs) for ours, theirs in zip(sound, RUN[:2], strict=True))
+    assert stranger == "its atoms are not those of the run: it is of another"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_iterations_that_are_missing_are_named(way):
+    """Where another program moves the atoms (i-PI), steps have no numbers, and nothing else tells."""
+    text = aims(RUN, dynamics=WAYS[way])
+    first, second, third, *_ = (match.start() for match in re.finditer(".*Begin self-consistency iteration", text))
+    reason, *sound = read(text[:second] + text[third:])
+    assert reason == "iteration 1 is followed by 3: something is missing or mixed in"
+    assert all(same(ours, theirs) for ours, theirs in zip(sound, RUN[1:], strict=True))

@@ -211,6 +211,7 @@ def aims(run, *, dynamics=False, converged=True) -> str:
         text += f"          Begin self-consistency loop: {'Re-initialization' if n else 'Initialization'}.\n"
         for cycle in (2, 1, 0):
             value = results["free_energy"] + 0.1 * cycle
+            text += f"          Begin self-consistency iteration # {3 - cycle:4d}\n"
             text += f"  | Electronic free energy        : {value / 27.2113845:18.8f} Ha {value:18.8f} eV\n"
         stress = results["stress"][[[0, 5, 4], [5, 1, 3], [4, 3, 2]]]
         text += (
