@@ -32,7 +32,7 @@ from mlip_pace.arrays import Array
 from mlip_pace.collect.files import Frame, Unconverged
 from mlip_pace.collect.runs import runs
 
-_RUN = re.compile(r"^.*Welcome to.*CASTEP", re.MULTILINE)
+_RUN = re.compile(r"^.*(?:Welcome to.*CASTEP|CASTEP version)", re.MULTILINE)  # the latter of Materials Studio
 _FLOAT = r"([-+]?\d+\.\d+(?:[Ee][-+]?\d+)?)"
 _ENERGIES = {  # the better last
     "energy": re.compile(r"^Final energy(?:, E)? += *(\S+) +(\S+)"),

@@ -94,7 +94,7 @@ def test_a_step_of_other_atoms_is_of_another_run():
 def test_iterations_that_are_missing_are_named(way):
     """Where another program moves the atoms (i-PI), steps have no numbers, and nothing else tells."""
     text = aims(RUN, dynamics=WAYS[way])
-    first, second, third, *_ = (match.start() for match in re.finditer(".*Begin self-consistency iteration", text))
+    _, second, third, *_ = (match.start() for match in re.finditer(".*Begin self-consistency iteration", text))
     reason, *sound = read(text[:second] + text[third:])
     assert reason == "iteration 1 is followed by 3: something is missing or mixed in"
     assert all(same(ours, theirs) for ours, theirs in zip(sound, RUN[1:], strict=True))

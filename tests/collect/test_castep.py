@@ -142,3 +142,13 @@ def test_a_damaged_optimisation_gives_frames_that_are_in_it_or_reasons(data):
     found = read(data.draw(damaged(optimisation(RUN))))
     kept = [frame.atoms if isinstance(frame, Unconverged) else frame for frame in found if not isinstance(frame, str)]
     assert all(any(same(atoms, other) for other in RUN) for atoms in kept)
+
+
+@pytest.mark.parametrize("banner", ["Welcome to Academic Release CASTEP version 23.1", "Materials Studio CASTEP version 2024"])
+def test_runs_in_one_file_are_read_each_by_itself(banner):
+    """A cell that is printed at the beginning of each does not change within them."""
+    text = castep(RUN).replace("Welcome to Academic Release CASTEP version 23.1", banner)
+    text = re.sub(r"(Starting MD iteration .*\n\n)        Real Lattice(?:.*\n){5}", r"\1", text)
+    found = read(text + text)
+    assert len(found) == 2 * len(RUN)
+    assert all(same(ours, theirs) for ours, theirs in zip(found, RUN + RUN, strict=True))
