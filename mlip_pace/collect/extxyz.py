@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 
 from ase import Atoms
 from ase.io.extxyz import read_xyz
@@ -36,54 +36,87 @@ def pieces_of(file: InputFile) -> list[Piece]:
     pieces, here, frames, lines = [Piece(file)], 0, 0, 0
     with file.path.open("rb") as content:
         while (first := content.readline()).strip().isdigit():  # what is no number is for the reader to complain about
-            body = [first, *islice(content, int(first) + 1)]
-            here, frames, lines = here + sum(map(len, body)), frames + 1, lines + len(body)
             if here - pieces[-1].begin >= BYTES_IN_PIECE:
                 pieces[-1] = replace(pieces[-1], end=here)
                 pieces.append(Piece(file, here, None, frames, lines))
+            body = [first, *islice(content, int(first) + 1)]
+            if any(b"=" in row or len(row.split(None, 1)) < 2 for row in body[2:]):
+                break  # another frame begins in it, so that frames and lines cannot be counted like this
+            here, frames, lines = here + sum(map(len, body)), frames + 1, lines + len(body)
     return pieces
 
 
 def read(piece: Piece) -> Iterator[Atoms | str]:
-    """Frame by frame, so that a broken one does not take the others with it."""
+    """Frame by frame, so that a broken one does not take the others with it; of files one after the other, each."""
     with opened(piece.file.path) as binary:
         if piece.begin:
             binary.seek(piece.begin)
         content = binary if piece.end is None else io.BytesIO(binary.read(piece.end - piece.begin))
         lines = io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace")
+        ahead: deque[str] = deque()  # lines that were read and not used
+
+        def line() -> str:
+            return ahead.popleft() if ahead else lines.readline()
+
         number = piece.lines
-        while first := lines.readline():
+        while first := line():
             number += 1
             if not first.strip():
                 continue
-            try:
-                count = int(first)
-            except ValueError:
-                yield f"line {number}: a number of atoms is expected, found {first.strip()[:40]!r}; the rest is not read"
-                return
-            body = [lines.readline() for _ in range(count + 1)]
-            if not body[-1] or _cut(body[1:]):
+            if not first.strip().isdecimal():
+                yield f"line {number}: a number of atoms is expected, found {first.strip()[:40]!r}; read on at the next number"
+                while (other := line()) and not other.strip().isdecimal():
+                    number += 1
+                ahead.appendleft(other)
+                continue
+            count = int(first)
+            body = list(takewhile(bool, (line() for _ in range(count + 1))))
+            if (begins := _another(body)) is not None:
+                yield f"line {number}: the frame of {count} atoms is cut, another one begins at line {number + begins + 1}"
+                ahead.extendleft(reversed(body[begins:]))
+                number += begins
+                continue
+            ahead.appendleft(following := line())
+            if len(body) <= count or (not following and _cut(body[1:])):
                 yield f"line {number}: the file ends within a frame of {count} atoms"
-                return
-            try:
-                yield _frame(first, body)
-            except Exception as error:  # whatever a broken frame makes ASE stumble over
-                yield f"line {number}: {_flaw(body, error)}"
+            elif "=" in following:  # the comment line of a frame, of which the number of atoms is the end of this one
+                yield f"line {number}: the frame of {count} atoms is cut, another one begins in its last line"
+            elif _cut(body[1:]):
+                yield f"line {number}: the last number of the frame is cut, or mixed with another"
+            else:
+                try:
+                    yield _frame(first, body)
+                except Exception as error:  # whatever a broken frame makes ASE stumble over
+                    yield f"line {number}: {_flaw(body, error)}"
             number += count + 1
 
 
+def _another(body: list[str]) -> int | None:
+    """Which of the lines behind a number of atoms is the first of another frame, as where a cut file has another after it."""
+    if len(body) > 1 and body[0].strip().isdecimal() and "=" in body[1]:
+        return 0
+    return next((n for n, row in enumerate(body[1:], 1) if "=" in row or row.strip().isdecimal()), None)
+
+
 def _cut(atoms: list[str]) -> bool:
-    """Whether the last line, if it has no end, lacks columns, or decimals that all other numbers of its column, or, of a single
-    atom, both others of its vector, have.
+    """Whether the last number has not the decimals of all others, which must be many; of a line without end, if it lacks
+    columns, or decimals that all others of its column, or, of a single atom, both others of its vector, have.
     """
-    if not atoms or atoms[-1].endswith("\n"):
+    if not atoms:
         return False
     *others, last = (line.split() for line in atoms)
+    if atoms[-1].endswith("\n"):
+        decimals = {len(word.partition(".")[2]) for words in (*others, last[:-1]) for word in words if "." in word}
+        enough = sum("." in word for words in others for word in words) >= _ENOUGH
+        return enough and len(decimals) == 1 and "." in last[-1] and len(last[-1].partition(".")[2]) not in decimals
     if not last or (others and len(last) < len(others[-1])):
         return True
     alike = [words[-1] for words in others if words] if others else last[-3:-1]
     decimals = {len(word.partition(".")[2]) for word in alike}
     return len(decimals) == 1 and len(last[-1].partition(".")[2]) < decimals.pop()
+
+
+_ENOUGH = 20  # numbers that have the same decimals by chance: printed in full, about half of them have 16
 
 
 # ASE refuses a frame whose stress or virial has not nine numbers; Voigt's six are as usual.

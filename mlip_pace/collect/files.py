@@ -5,16 +5,19 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import re
 import shutil
+import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ase import Atoms
 
@@ -105,7 +108,8 @@ def find_files(path: str) -> list[InputFile]:
     if not candidates:
         exists = "holds no files" if given.is_dir() else "does not exist"
         raise NoInputError(
-            f"{path} {exists}", "mount the data there, or give another path (of a job: MLIP_PACE_DATA_PATH, _TEST_PATH)"
+            f"{printable(given)} {exists}",
+            "mount the data there, or give another path (of a job: MLIP_PACE_DATA_PATH, _TEST_PATH)",
         )
     found = {p: kind for p in sorted(candidates) if (kind := format_of(p))}
     runs = {(p.parent, _vasp_tag(p)) for p, kind in found.items() if kind == "vasp-xml"}
@@ -115,18 +119,24 @@ def find_files(path: str) -> list[InputFile]:
         run = (p.parent, _vasp_tag(p))
         if kind == "vasp-out" and run in runs:
             continue
-        name = str(p.relative_to(root)) if p.is_relative_to(root) else str(p)
+        name = printable(p.relative_to(root) if p.is_relative_to(root) else p)
         instead = outcars.get(run) if kind == "vasp-xml" else None
         files.append(InputFile(p.absolute(), name, kind, instead and instead.absolute()))  # workers may be elsewhere
     if all(file.format == OTHER for file in files):
-        programs = sorted({program for file in files if (program := others.program(head(file.path)))})
+        starts = [head(file.path) for file in files]
+        programs = sorted({kind for start in starts if (kind := others.container(start) or others.program(start))})
         raise NoInputError(
-            f"{path}: none of the {len(candidates)} files there is one that mlip-pace reads"
+            f"{printable(given)}: none of the {len(candidates)} files there is one that mlip-pace reads"
             + (f", {len(files)} are of {', '.join(programs)}" if files else ""),
             "known: extended XYZ, OUTCAR, vasprun.xml, pw.x, CP2K, CASTEP, FHI-aims, GPAW, .traj, .db, .json, .pckl.gzip, "
             "FitSNAP's JSON, DeePMD's folders",
         )
     return files
+
+
+def printable(path: Path) -> str:
+    """A path as text: of a name that is not UTF-8 with escapes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _plain_name(path: Path) -> str:
@@ -140,6 +150,8 @@ def _vasp_tag(path: Path) -> str:
 def format_of(path: Path) -> str | None:
     """ASE's name of a file's format, by its name, or by the program's banner; else None."""
     name = _plain_name(path).lower()
+    if others.container(head(path, 512)):
+        return OTHER  # whatever its name: `OUTCAR.tar.gz` holds several
     if re.match(r"vasprun.*xml", name):
         return "vasp-xml"
     kind = next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
@@ -181,10 +193,24 @@ def _json_format(path: Path) -> str | None:
 def head(path: Path, size: int = 65536) -> bytes:
     """The first bytes of a file, uncompressed; none if it cannot be read."""
     try:
-        with opened(path) as file:
-            return file.read(size)
-    except (OSError, EOFError, lzma.LZMAError):
+        return contents(path, size)[0]
+    except OSError:
         return b""
+
+
+def contents(path: Path, size: int = sys.maxsize) -> tuple[bytes, bool]:
+    """The first bytes of a file that can be uncompressed, and whether these are all: a compressed file can be cut off, too."""
+    parts, count = [], 0
+    with opened(path) as file:
+        try:
+            while count < size and (part := file.read1(min(size - count, 2**20))):
+                parts.append(part)
+                count += len(part)
+        except (EOFError, OSError, zlib.error, lzma.LZMAError):
+            if not packed(path):
+                raise
+            return b"".join(parts), False
+    return b"".join(parts), True
 
 
 def packed(path: Path) -> bool:
@@ -198,9 +224,9 @@ def _opener(path: Path) -> Any:
     return next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), open)
 
 
-def opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> io.BufferedReader:
     """The contents of a file of any format, uncompressed."""
-    content: IO[bytes] = _opener(path)(path, "rb")
+    content: io.BufferedReader = _opener(path)(path, "rb")
     return content
 
 
@@ -225,4 +251,4 @@ def digests_of(files: list[InputFile]) -> dict[str, str]:
     """The SHA-256 of each file, and of what is read in its place if it has no structure."""
     digests = {file.name: file.sha256() for file in files}
     others = [(file, file.instead) for file in files if file.instead is not None]
-    return digests | {str(Path(file.name).with_name(other.name)): sha256(other) for file, other in others}
+    return digests | {str(Path(file.name).with_name(printable(Path(other.name)))): sha256(other) for file, other in others}

@@ -29,14 +29,39 @@ _BEGINS = {  # a line of the first ones
     "n2p2 or RuNNer": rb"begin\s*\n(comment|lattice|atom)\b",
     "aenet": rb"# total energy\s*=",
     "HDF5 (vaspout.h5, ANI, SPICE, say)": rb"\x89HDF\r\n\x1a\n",
+    "CASTEP (.geom or .md; its .castep is read)": rb"\s*BEGIN header\b",
+    "pw.x (XML; its text output is read)": rb"[ \t]*<qes:espresso",
 }
 _WHOLE_FILE = (  # these begin it
     "VASP's machine-learned force field (ML_AB)", "MTP (MLIP)", "n2p2 or RuNNer", "aenet", "HDF5 (vaspout.h5, ANI, SPICE, say)",
+    "CASTEP (.geom or .md; its .castep is read)",
 )  # fmt: skip
+_CONTAINERS = {  # what a file that is one begins with
+    "a tar archive": rb".{257}ustar",
+    # Not those that other programs call theirs: NumPy's, PyTorch's, documents.
+    "a zip archive": rb"PK\x03\x04.{22}..(?!\S*(\.npy|data\.pkl|\[Content_Types|mimetype))",
+    "a 7z archive": rb"7z\xbc\xaf\x27\x1c",
+    "a rar archive": rb"Rar!\x1a\x07",
+    "compressed by zstd": rb"\x28\xb5\x2f\xfd",
+    "compressed by lzma": rb"\x5d\x00\x00[\x00-\xff]{2}",
+    "text in UTF-16": rb"\xff\xfe|\xfe\xff",
+}
 _OTHERS = {
     program: re.compile((rb"\A" if program in _WHOLE_FILE else rb"^") + rb"(?:" + line + rb")", re.MULTILINE)
     for program, line in _BEGINS.items()
 }
+
+
+def container(head: bytes) -> str | None:
+    """What a file is that has to be unpacked or converted before anything in it can be read, from its first bytes."""
+    return next((name for name, begins in _CONTAINERS.items() if re.match(begins, head, re.DOTALL)), None)
+
+
+def why_not_read(head: bytes) -> str:
+    """What a file of another program is, in words, from its first bytes."""
+    if found := container(head):
+        return f"is {found}, which is not read here: {'convert it to UTF-8' if 'UTF' in found else 'unpack it'}"
+    return f"is of {program(head)}, which is not read here; ASE may convert it to extended XYZ"
 
 
 def program(head: bytes) -> str | None:

@@ -5,10 +5,8 @@ A file that cannot be read, or a frame of it, comes back as a text that says why
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
-from lzma import LZMAError
 from pathlib import Path
 
 from ase import Atoms
@@ -16,8 +14,8 @@ from ase.io import iread
 
 from mlip_pace.collect import aims, castep, cp2k, database, deepmd, espresso, extxyz, fitsnap, frames, gpaw, outcar, vasprun
 from mlip_pace.collect.extxyz import Piece
-from mlip_pace.collect.files import OTHER, Frame, InputFile, NotRead, head, in_one_line, opened, unpacked
-from mlip_pace.collect.others import program
+from mlip_pace.collect.files import OTHER, Frame, InputFile, NotRead, Unconverged, contents, head, in_one_line, unpacked
+from mlip_pace.collect.others import why_not_read
 from mlip_pace.errors import UnsafeError
 
 
@@ -67,7 +65,7 @@ def _structures(piece: Piece) -> Iterator[Frame]:
     elif kind == "deepmd":
         yield from deepmd.read(path)
     elif kind == OTHER:
-        yield NotRead(f"is of {program(head(path))}, which is not read here; ASE may convert it to extended XYZ")
+        yield NotRead(why_not_read(head(path)))
     elif kind in _READERS:
         yield from _of_a_run(piece.file)
     else:
@@ -78,26 +76,38 @@ def _structures(piece: Piece) -> Iterator[Frame]:
 
 
 def _of_a_run(file: InputFile) -> Iterator[Frame]:
-    """The frames of a calculation's output; of its other output if this one has none (an empty vasprun.xml, say)."""
-    found = _READERS[file.format](_content(file.path))
-    reasons: list[Frame] = []
-    for frame in found:
-        if not isinstance(frame, str) or file.instead is None:
-            yield from chain(reasons, [frame], found)
-            return
-        reasons.append(frame)
-    if file.instead is not None:
-        yield from _READERS["vasp-out"](_content(file.instead))
+    """The frames of a calculation's output; of its other output if this one has none (an empty vasprun.xml) or was cut."""
+    content, whole = contents(file.path)
+    found = _READERS[file.format](content)
+    if file.instead is None:
+        yield from found
+    else:
+        yield from _of_both(list(found), content, file.instead)
+    if not whole:
+        yield f"its compressed data are cut or broken: what comes after {len(content)} bytes is lost"
 
 
-def _content(path: Path) -> bytes:
-    """All of a file that can be uncompressed; a compressed one can be cut off, too."""
-    parts = []
-    with opened(path) as file:
-        try:
-            while part := file.read(2**20):
-                parts.append(part)
-        except (EOFError, OSError, zlib.error, LZMAError):
-            if not parts:
-                raise
-    return b"".join(parts)
+def _of_both(frames: list[Frame], content: bytes, outcar_path: Path) -> Iterator[Frame]:
+    """The frames of vasprun.xml, and of the OUTCAR those that it does not have."""
+    ended = content.rstrip().endswith(b"</modeling>")
+    if ended and not all(isinstance(frame, str) for frame in frames):
+        yield from frames
+        return
+    others = list(outcar.read(contents(outcar_path)[0]))
+    if all(isinstance(frame, str) for frame in frames):
+        yield from others
+        return
+    known = frames[:-1] if isinstance(frames[-1], str) else frames  # the step within which it ends
+    if len(others) > len(known) and _same_step(known[-1], others[len(known) - 1]):
+        yield from chain(known, others[len(known) :])
+    else:
+        yield from frames
+
+
+def _same_step(one: Frame, other: Frame) -> bool:
+    """Whether both outputs are of the same run, from a step of both."""
+    ours, theirs = (frame.atoms if isinstance(frame, Unconverged) else frame for frame in (one, other))
+    if isinstance(ours, str) or isinstance(theirs, str):
+        return False
+    energies = [atoms.calc.results["free_energy"] for atoms in (ours, theirs)]
+    return list(ours.symbols) == list(theirs.symbols) and abs(energies[0] - energies[1]) < 1e-5

@@ -21,7 +21,7 @@ from conftest import EXAMPLES, RAW, found, labelled
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mlip_pace.collect import audit, dataset
+from mlip_pace.collect import audit, dataset, extxyz
 from mlip_pace.collect.extxyz import Piece
 from mlip_pace.collect.files import InputFile, find_files, format_of
 from mlip_pace.collect.labels import Broken, labels
@@ -283,6 +283,42 @@ def test_a_file_that_ends_within_a_number_has_lost_it(tmp_path, atoms):
         assert "ends within a frame" in reason
 
 
+@pytest.mark.parametrize("digits", [8, 16])
+def test_a_number_with_other_decimals_than_all_others_is_cut(tmp_path, digits):
+    """Not if there are few numbers, as in small frames that are printed in full."""
+    text = "8\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-1.0\n"
+    text += f"Al {' '.join([f'{0.3:.{digits}f}'] * 6)}\n" * 8
+    short, whole = text[:-3] + "\n", text
+    (tmp_path / "a.xyz").write_text(whole + short + whole)
+    one, reason, other = read(tmp_path / "a.xyz")
+    assert isinstance(one, Atoms)
+    assert isinstance(other, Atoms)
+    assert reason == "line 11: the last number of the frame is cut, or mixed with another"
+    (tmp_path / "a.xyz").write_text("".join(text.splitlines(keepends=True)[:4]).replace("8\n", "2\n", 1)[:-3] + "\n" + whole)
+    assert [isinstance(frame, Atoms) for frame in read(tmp_path / "a.xyz")] == [True, True]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_file_that_was_cut_does_not_take_those_after_it_with_it(five, data):
+    """As `cat` makes one of them: the cut line runs into the number of atoms of the next file."""
+    text = five.read_text()
+    cut = text[: data.draw(st.integers(0, len(text)))]
+    path = five.with_name("cat.xyz")
+    path.write_text(cut + text)
+    (file,) = find_files(str(path))
+    found = [frame for piece in extxyz.pieces_of(file) for frame in read_frames(piece)]
+    kept = [frame for frame in found if isinstance(frame, Atoms)]
+    for frame in kept:
+        assert any(np.allclose(frame.get_forces(), one.get_forces()) and len(frame) == len(one) for one in FIVE)
+    lost = 0 if cut == "" or cut.endswith("\n") else 1  # of the second file the first, which has no number of atoms
+    assert len(kept) >= len(FIVE) - lost + cut.count("Lattice=") - 1
+    assert len(found) >= len(FIVE) + cut.count("Lattice=")
+    assert [frame.get_potential_energy() for frame in kept[lost - len(FIVE) :]] == [
+        one.get_potential_energy() for one in FIVE[lost:]
+    ]
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_garbled_extended_xyz_gives_frames_that_are_in_it_or_a_reason(five, data):
@@ -328,6 +364,8 @@ BANNERS = {
     "SIESTA": "Siesta Version: siesta-4.0--500\n",
     "NWChem": " argument  1 = in.nw\n\n              Northwest Computational Chemistry Package (NWChem) 6.6\n",
     "n2p2 or RuNNer": "begin\ncomment one\nlattice 10 0 0\n",
+    "CASTEP (.geom or .md; its .castep is read)": " BEGIN header\n  \n END header\n  \n",
+    "pw.x (XML; its text output is read)": '<?xml version="1.0" encoding="UTF-8"?>\n<qes:espresso xsi:schemaLocation="">\n',
     "MTP (MLIP)": "BEGIN_CFG\n Size\n    1\n",
     "VASP's machine-learned force field (ML_AB)": " 1.0 Version\n" + 50 * "*" + "\n     The number of configurations\n",
 }

@@ -5,7 +5,9 @@ import os
 import pickle
 import re
 import shutil
+import tarfile
 import time
+import zipfile
 
 import ase.io
 import numpy as np
@@ -298,3 +300,40 @@ def test_a_file_in_pieces_is_the_same_file(tmp_path, monkeypatch):
     assert len(extxyz.pieces_of(file)) > 10
     assert len(seen[0][0]) > 100
     assert seen[0] == seen[1] == seen[2]
+
+
+def test_a_name_that_is_not_utf_8_is_written_with_escapes(tmp_path):
+    name = os.fsdecode(b"\xff\xe9.extxyz")
+    shutil.copy(EXAMPLES, tmp_path / name)
+    (file,) = find_files(str(tmp_path))
+    assert file.name == r"\xff\xe9.extxyz"
+    assert all(isinstance(atoms, Atoms) for atoms in read(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "name", ["OUTCAR.tar", "vasprun.xml.tar.gz", "a.xyz.tar.xz", "runs.tgz", "a.extxyz.zip", "pw.out.7z", "pw.out"]
+)
+def test_archives_are_named_and_not_read_as_what_is_in_them(tmp_path, name):
+    """Several outputs, one after the other with headers in between, would be taken for one."""
+    path, raw = tmp_path / name, RAW / "al.scf.pwo"
+    if name.endswith("zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(raw, "al.scf.pwo")
+    elif name.endswith("7z"):
+        path.write_bytes(b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(99))
+    elif name == "pw.out":
+        path.write_text(raw.read_text(), encoding="utf-16")
+    else:
+        with tarfile.open(path, {"gz": "w:gz", "xz": "w:xz", "tgz": "w:gz", "tar": "w"}[name.rpartition(".")[2]]) as archive:
+            archive.add(raw, "al.scf.pwo")
+    shutil.copy(EXAMPLES, tmp_path / "b.extxyz")
+    archive_, _ = sorted(find_files(str(tmp_path)), key=lambda file: file.path != path)
+    (reason,) = read_frames(Piece(archive_))
+    assert "which is not read here" in reason
+    assert ("unpack it" in reason) == (name != "pw.out")
+
+
+def test_arrays_and_documents_are_no_archives(tmp_path):
+    """NumPy's files are zipped, too."""
+    np.savez(tmp_path / "a.npz", values=np.arange(3))
+    assert format_of(tmp_path / "a.npz") is None

@@ -54,7 +54,7 @@ def vasprun(run, *, cycles=5, nelm=60, icharg=2, isif=3, added=0.0) -> str:
         return (
             f' <structure{name} >\n  <crystal>\n   <varray name="basis" >\n{rows(atoms.cell.array)}   </varray>\n'
             f'   <i name="volume"> {atoms.get_volume():.8f} </i>\n  </crystal>\n'
-            f'  <varray name="positions" >\n{rows(atoms.get_scaled_positions())}  </varray>\n </structure>\n'
+            f'  <varray name="positions" >\n{rows(atoms.get_scaled_positions(wrap=False))}  </varray>\n </structure>\n'
         )
 
     def energy(value):
