@@ -23,7 +23,7 @@ from ase.data import atomic_numbers
 from ase.geometry import find_mic
 
 from mlip_pace.arrays import Array
-from mlip_pace.collect.files import Frame, Unconverged
+from mlip_pace.collect.files import FIELD, NOTE, Frame, Unconverged
 from mlip_pace.collect.runs import runs
 
 _RUN = re.compile(r"^.*Invoking FHI-aims", re.MULTILINE)
@@ -40,6 +40,7 @@ _BEGINS = re.compile(rf"^ *\| Total energy uncorrected +: +{_FLOAT} eV\b")
 _ITERATION = re.compile(rf"^ *\| Electronic free energy +: +{_FLOAT} Ha +{_FLOAT} eV")
 _COUNTED = re.compile(r"^ *(?:SCF +(\d+) :|Begin self-consistency iteration # +(\d+))")
 _NUMBER = re.compile(r"^ *(?:\| Time step number +:|(Relaxation) step number) +(\d+)")
+_FIELD = re.compile(r"Homogeneous external field: Initial settings.*?[1-9]\d*E")
 _CONSTRAINED = re.compile(r"Found relaxation constraint for atom")
 _ADDED = re.compile(r"^ *many_body_dispersion|\bMBD\b", re.MULTILINE)  # to the energy, after the last iteration
 
@@ -83,6 +84,7 @@ def _run(lines: list[str]) -> Iterator[Frame]:
     head = "\n".join(lines[:5000])
     constrained, added = bool(_CONSTRAINED.search(head)), bool(_ADDED.search(head))
     integration = "hermodynamic integration" in head
+    field = bool(_FIELD.search(head)) and "External electric field switched off" not in head
     for one, other in pairwise(steps):
         if one.number is not None and other.number is not None and other.number != one.number + 1:
             one.flaw = other.flaw = f"step {one.number} is followed by {other.number}: what is between them is missing"
@@ -108,7 +110,13 @@ def _run(lines: list[str]) -> Iterator[Frame]:
         if not known:
             step.flaw = step.flaw or "whether there is a cell is not told, or its table is broken"
         cell = told[0].cell if told else cell
-        yield "its energies are those of a thermodynamic integration" if integration else _frame(step, cell, constrained)
+        if integration:
+            yield "its energies are those of a thermodynamic integration"
+            continue
+        frame = _frame(step, cell, constrained)
+        if field and isinstance(frame, Atoms):
+            frame.info[NOTE] = FIELD
+        yield frame
     if cut:
         yield "the file ends within a self-consistency cycle"
 

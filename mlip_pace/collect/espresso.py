@@ -19,7 +19,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_numbers
 from ase.units import Bohr, Ry
 
-from mlip_pace.collect.files import Frame, Unconverged
+from mlip_pace.collect.files import FIELD, NOTE, Frame, Unconverged
 from mlip_pace.collect.runs import Unreadable, runs
 
 _REAL = r"([-+]?\d*\.\d+(?:[EeDd][-+]?\d+)?)"
@@ -48,6 +48,7 @@ class _Run:
     pseudopotentials: dict[str, str]  # the element that each species' file names
     threshold: float  # Ry, for the SCF; infinite if it was not printed
     potentiostat: bool  # the number of electrons follows an electrode potential
+    field: bool  # an electric field from outside: lelfield, or tefield with an amplitude (not a dipole correction alone)
     constrained: bool  # distances or angles are held
     free: Any = None  # (n, 3), False where the user holds fixed a component of an atom; None if no step says it
 
@@ -171,6 +172,7 @@ def _header(text: str) -> _Run:
         dict(re.findall(r"^ *(\S+) +[\d.]+ +[\d.]+ +([A-Za-z]*) *\(", table, re.MULTILINE)),
         _float(threshold[1]) if threshold else np.inf,
         re.search(r"FCP \w+ is activated", text) is not None,
+        re.search(r"Using Berry phase electric field|E field amplitude \[Ha a\.u\.\] *: *-?[\d.]*[1-9]", text) is not None,
         "constrain" in text.lower(),
     )
 
@@ -293,6 +295,8 @@ def _frame(piece: str, atoms: Atoms, run: _Run) -> Frame | None:
         labels["stress"] = stress
     atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
     atoms.calc = SinglePointCalculator(atoms, **labels)
+    if run.field:
+        atoms.info[NOTE] = FIELD
     accuracy = re.search(rf"estimated scf accuracy +< +{_REAL} Ry", piece[at:])
     if failed:
         return Unconverged(atoms, "pw.x: the SCF did not converge")

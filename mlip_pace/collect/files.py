@@ -51,6 +51,8 @@ _SUFFIXES = {
     ".pkl": "pacemaker",
     ".pickle": "pacemaker",
 }
+NOTE = "mlip_pace_note"  # in a structure's info: what a user should know of its labels
+FIELD = "forces and energy are those in an external electric field"
 OTHER = "other"  # the format of programs that are not read
 # Files that hold structures of unrelated calculations.
 COLLECTIONS = ("extxyz", "db", "json", "pacemaker", "deepmd")

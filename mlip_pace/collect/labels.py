@@ -22,6 +22,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from mlip_pace.arrays import Array
+from mlip_pace.collect.files import NOTE
 from mlip_pace.collect.units import ANGSTROM, in_ours
 from mlip_pace.settings import DataSettings
 
@@ -104,6 +105,7 @@ def labels(atoms: Atoms, data: DataSettings) -> Labels:
     notes = [] if named else _other_sets(has, found, place, families, len(atoms))
     notes += _unused(has, found, place, family, families, named)
     notes += _named_units(place.values(), units)
+    notes += [str(atoms.info[NOTE])] if NOTE in atoms.info else []
     if predicted:
         beside = next(key for key in _PREDICTED if key in atoms.info)
         notes.append(f"{place['energy']!r} is taken beside {beside!r}, as `mlip-pace predict` writes them: is it DFT's?")

@@ -39,7 +39,7 @@ _WHOLE_FILE = (  # these begin it
 _CONTAINERS = {  # what a file that is one begins with
     "a tar archive": rb".{257}ustar",
     # Not those that other programs call theirs: NumPy's, PyTorch's, documents.
-    "a zip archive": rb"PK\x03\x04.{22}..(?!\S*(\.npy|data\.pkl|\[Content_Types|mimetype))",
+    "a zip archive": rb"PK\x03\x04.{26}(?!\S*(\.npy|data\.pkl|\[Content_Types|mimetype))",
     "a 7z archive": rb"7z\xbc\xaf\x27\x1c",
     "a rar archive": rb"Rar!\x1a\x07",
     "compressed by zstd": rb"\x28\xb5\x2f\xfd",

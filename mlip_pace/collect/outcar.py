@@ -283,4 +283,5 @@ def _settings(head: list[str]) -> Settings:
     found = {match[1]: int(match[2]) for line in head if (match := _WHOLE.match(line))}
     shares = [word for line in head if re.match(r" *VCA *=", line) for word in line.partition("=")[2].split()]
     settings = Settings(found.get("NELM"), found.get("ICHARG"), found.get("IALGO"), found.get("ISIF"))
-    return replace(settings, mixed=any(re.fullmatch(r"[\d.]+", w) and float(w) != 1 for w in shares))
+    field = any(re.match(r" *EFIELD(_PEAD)? *=.*[1-9]", line) for line in head)
+    return replace(settings, field=field, mixed=any(re.fullmatch(r"[\d.]+", w) and float(w) != 1 for w in shares))

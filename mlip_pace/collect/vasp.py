@@ -16,7 +16,7 @@ from ase.data import atomic_numbers
 from ase.units import GPa
 
 from mlip_pace.arrays import Array
-from mlip_pace.collect.files import Frame, Unconverged
+from mlip_pace.collect.files import FIELD, NOTE, Frame, Unconverged
 
 KBAR = 0.1 * GPa  # eV/Å^3
 MACHINE_LEARNED = "{} of VASP's machine-learned force field, which is no DFT calculation"
@@ -32,6 +32,7 @@ class Settings:
     ialgo: int | None = None
     isif: int | None = None
     pressure: float = 0.0  # PSTRESS, kbar
+    field: bool = False  # an external electric field: EFIELD, EFIELD_PEAD
     mixed: bool = False  # the virtual crystal approximation: atoms that are only there by a fraction
 
 
@@ -66,6 +67,8 @@ def frame(symbols: list[str], labels: Labels, settings: Settings, unconverged: s
     if settings.mixed:
         return "its atoms are mixtures of elements (VCA)"
     atoms = Atoms(symbols, positions=labels.positions, cell=labels.cell, pbc=True)
+    if settings.field:
+        atoms.info[NOTE] = FIELD
     results = {"free_energy": labels.energy, "energy": labels.energy, "forces": labels.forces}
     if labels.extrapolated is not None:
         results["energy"] = labels.extrapolated

@@ -234,6 +234,7 @@ def _settings(header: bytes) -> Settings:
     settings = Settings(whole(b"NELM"), whole(b"ICHARG"), whole(b"IALGO"), whole(b"ISIF"))
     try:
         shares = [float(share) for share in (value(b"VCA") or "").split()]
-        return replace(settings, pressure=float(pressure), mixed=any(share != 1 for share in shares))
+        fields = [float(word) for name in (b"EFIELD", b"EFIELD_PEAD") for word in (value(name) or "").split()]
+        return replace(settings, pressure=float(pressure), mixed=any(share != 1 for share in shares), field=any(fields))
     except ValueError:
-        raise _Missing("PSTRESS or VCA is no number") from None
+        raise _Missing("PSTRESS, VCA or EFIELD is no number") from None

@@ -2,20 +2,22 @@
 
 import numpy as np
 import pytest
+import written
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write
 from ase.units import Bohr, GPa, Hartree, Ry, bar, kcal, kJ, mol
+from collect.damage import raw
 from conftest import labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlip_pace import atoms_to_dataframe
-from mlip_pace.collect import dataset
+from mlip_pace.collect import aims, dataset, espresso, outcar, vasprun
 from mlip_pace.collect.audit import checked
 from mlip_pace.collect.extxyz import Piece
-from mlip_pace.collect.files import InputFile
+from mlip_pace.collect.files import FIELD, InputFile
 from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.collect.read import read_frames
 from mlip_pace.errors import DataError
@@ -445,3 +447,28 @@ def test_another_spelling_of_a_label_is_told_where_it_differs(other, value):
         other.lower().removesuffix("s") + "s" * bool(np.ndim(value))
     ]
     assert not labels(atoms, AUTO).notes
+
+
+RUN, PW = written.frames(2), raw("al.scf.pwo")
+XML, OUTCAR, AIMS = (write(RUN) for write in (written.vasprun, written.outcar, written.aims))
+FIELDS = {
+    "pw.x, dipole correction": (espresso.read_output, PW, "     Self-consistent", "   Adding external electric field\n", False),
+    "pw.x, tefield": (espresso.read_output, PW, "     Self-consistent", " E field amplitude [Ha a.u.]:   1.0000E-03\n", True),
+    "pw.x, lelfield": (espresso.read_output, PW, "     Self-consistent", "     Using Berry phase electric field\n", True),
+    "vasprun.xml, none": (vasprun.read, XML.encode(), b"  <i name", b'  <i name="EFIELD">   0.00000000</i>\n', False),
+    "vasprun.xml": (vasprun.read, XML.encode(), b'  <i name="PSTRESS', b'  <i name="EFIELD">   0.05000000</i>\n', True),
+    "OUTCAR": (outcar.read, OUTCAR.encode(), b"   ISIF", b"   EFIELD_PEAD=    0.0000    0.0000    0.0200\n", True),
+    "FHI-aims": (
+        aims.read, AIMS.encode(), b"  Input geo", b"  Homogeneous external field: Initial settings   0.0E+00  0.1E-02\n", True
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_an_external_electric_field_is_told(name):
+    """What atoms do without one is not what the labels say. A dipole correction is no field from outside."""
+    reader, text, before, line, told = FIELDS[name]
+    assert before in text
+    found = list(reader(text.replace(before, line + before, 1)))
+    assert found
+    assert all((FIELD in labels(atoms, AUTO).notes) == told for atoms in found)

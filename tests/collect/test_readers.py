@@ -336,4 +336,6 @@ def test_archives_are_named_and_not_read_as_what_is_in_them(tmp_path, name):
 def test_arrays_and_documents_are_no_archives(tmp_path):
     """NumPy's files are zipped, too."""
     np.savez(tmp_path / "a.npz", values=np.arange(3))
-    assert format_of(tmp_path / "a.npz") is None
+    with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:
+        archive.writestr("model/data.pkl", "")
+    assert [format_of(path) for path in tmp_path.iterdir()] == [None, None]
