@@ -24,7 +24,7 @@ from ase.geometry import find_mic
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.files import FIELD, NOTE, Frame, Unconverged
-from mlip_pace.collect.runs import runs
+from mlip_pace.collect.runs import before_the_first, runs
 
 _RUN = re.compile(r"^.*Invoking FHI-aims", re.MULTILINE)
 _FLOAT = r"([-+]?\d+\.\d+(?:[EeDd][-+]?\d+)?)"
@@ -70,8 +70,11 @@ class _Step:
 
 def read(content: bytes) -> Iterator[Frame]:
     """The steps of all runs in the file, in their order."""
-    said = False
-    for run in runs(content.decode("latin-1"), _RUN):
+    text = content.decode("latin-1")
+    said = bool(lost := before_the_first(text, _RUN, "Total energy uncorrected"))
+    if lost:
+        yield lost
+    for run in runs(text, _RUN):
         for frame in _run(run.splitlines()):
             said = True
             yield frame

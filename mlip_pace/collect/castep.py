@@ -30,7 +30,7 @@ from ase.units import GPa
 
 from mlip_pace.arrays import Array
 from mlip_pace.collect.files import Frame, Unconverged
-from mlip_pace.collect.runs import runs
+from mlip_pace.collect.runs import before_the_first, runs
 
 _RUN = re.compile(r"^.*(?:Welcome to.*CASTEP|CASTEP version)", re.MULTILINE)  # the latter of Materials Studio
 _FLOAT = r"([-+]?\d+\.\d+(?:[Ee][-+]?\d+)?)"
@@ -74,8 +74,11 @@ class _Calculation:
 
 def read(content: bytes) -> Iterator[Frame]:
     """The calculations of all runs in the file, in their order."""
-    said = False
-    for run in runs(content.decode("latin-1"), _RUN):
+    text = content.decode("latin-1")
+    said = bool(lost := before_the_first(text, _RUN, "^Final energy"))
+    if lost:
+        yield lost
+    for run in runs(text, _RUN):
         for frame in _run(run.splitlines()):
             said = True
             yield frame

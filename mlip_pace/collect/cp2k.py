@@ -22,7 +22,7 @@ from ase.data import atomic_numbers
 from ase.units import Bohr, GPa, Hartree, Ry, bar, kcal, kJ, mol
 
 from mlip_pace.collect.files import Frame, Unconverged
-from mlip_pace.collect.runs import Unreadable, runs
+from mlip_pace.collect.runs import Unreadable, before_the_first, runs
 
 _REAL = r"([-+]?\d+\.\d*(?:[EeDd][-+]?\d+)?)"
 _THREE = rf" +{_REAL} +{_REAL} +{_REAL}"
@@ -70,6 +70,8 @@ class _Geometry:
 
 def read_output(text: str) -> Iterator[Frame]:
     """A structure for each energy that CP2K printed; for one that is incomplete or does not fit, the reason."""
+    if lost := before_the_first(text, _RUN, r"ENERGY\| Total FORCE_EVAL"):
+        yield f"CP2K: {lost}"
     for run in runs(text, _RUN):
         yield from _read_run(run)
 

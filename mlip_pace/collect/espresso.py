@@ -20,7 +20,7 @@ from ase.data import atomic_numbers
 from ase.units import Bohr, Ry
 
 from mlip_pace.collect.files import FIELD, NOTE, Frame, Unconverged
-from mlip_pace.collect.runs import Unreadable, runs
+from mlip_pace.collect.runs import Unreadable, before_the_first, runs
 
 _REAL = r"([-+]?\d*\.\d+(?:[EeDd][-+]?\d+)?)"
 _THREE = rf" *{_REAL} *{_REAL} *{_REAL}"  # f14.8 leaves no space before -100.12345678
@@ -55,6 +55,8 @@ class _Run:
 
 def read_output(text: str) -> Iterator[Frame]:
     """A structure for each set of coordinates that has an SCF; for one that is incomplete or does not fit, the reason."""
+    if lost := before_the_first(text, _RUN, "Forces acting on atoms"):
+        yield f"pw.x: {lost}"
     for run in runs(text, _RUN):
         yield from _read_run(run)
 

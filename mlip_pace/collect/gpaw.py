@@ -16,7 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_numbers
 
 from mlip_pace.collect.files import Frame, Unconverged
-from mlip_pace.collect.runs import Unreadable, runs
+from mlip_pace.collect.runs import Unreadable, before_the_first, runs
 
 _REAL = r"([-+]?\d+\.\d+)"
 _THREE = rf" +{_REAL} +{_REAL} +{_REAL}"
@@ -33,6 +33,8 @@ _VDW = re.compile(r"^vdW correction: *(\S+) *\n", re.MULTILINE)
 
 def read_output(text: str) -> Iterator[Frame]:
     """A structure for each set of positions; for one that is incomplete or does not fit, the reason."""
+    if lost := before_the_first(text, _RUN, "[Ff]orces(?: in eV/Ang)?:"):
+        yield f"GPAW: {lost}"
     for run in runs(text, _RUN):
         yield from _read_run(run)
 

@@ -13,11 +13,13 @@ import ase.io
 import numpy as np
 import pandas as pd
 import pytest
+import written
 from ase import Atoms
 from ase.io import write
+from collect.damage import identity, raw
 from conftest import EXAMPLES, RAW, beside, found, labelled
 
-from mlip_pace.collect import audit, dataset, extxyz
+from mlip_pace.collect import aims, audit, castep, cp2k, dataset, espresso, extxyz, gpaw
 from mlip_pace.collect.extxyz import Piece
 from mlip_pace.collect.files import InputFile, find_files, format_of
 from mlip_pace.collect.frames import load_frame
@@ -43,8 +45,8 @@ def labels_of(atoms: Atoms):
 
 @pytest.mark.parametrize("name", ["pw.out", "scf.log", "run.txt", "output", "pw.out.gz", "pw.out.1", "pw.out_2"])
 def test_outputs_are_known_by_their_banner(tmp_path, name):
-    for raw, kind in (("al.scf.pwo", "espresso-out"), ("al_vacancy_1.gpaw.txt", "gpaw-out")):
-        content = (RAW / raw).read_bytes()
+    for output, kind in (("al.scf.pwo", "espresso-out"), ("al_vacancy_1.gpaw.txt", "gpaw-out")):
+        content = (RAW / output).read_bytes()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
         assert format_of(tmp_path / name) == kind
         assert all(isinstance(atoms, Atoms) for atoms in read(tmp_path / name))
@@ -315,17 +317,17 @@ def test_a_name_that_is_not_utf_8_is_written_with_escapes(tmp_path):
 )
 def test_archives_are_named_and_not_read_as_what_is_in_them(tmp_path, name):
     """Several outputs, one after the other with headers in between, would be taken for one."""
-    path, raw = tmp_path / name, RAW / "al.scf.pwo"
+    path, output = tmp_path / name, RAW / "al.scf.pwo"
     if name.endswith("zip"):
         with zipfile.ZipFile(path, "w") as archive:
-            archive.write(raw, "al.scf.pwo")
+            archive.write(output, "al.scf.pwo")
     elif name.endswith("7z"):
         path.write_bytes(b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(99))
     elif name == "pw.out":
-        path.write_text(raw.read_text(), encoding="utf-16")
+        path.write_text(output.read_text(), encoding="utf-16")
     else:
         with tarfile.open(path, {"gz": "w:gz", "xz": "w:xz", "tgz": "w:gz", "tar": "w"}[name.rpartition(".")[2]]) as archive:
-            archive.add(raw, "al.scf.pwo")
+            archive.add(output, "al.scf.pwo")
     shutil.copy(EXAMPLES, tmp_path / "b.extxyz")
     archive_, _ = sorted(find_files(str(tmp_path)), key=lambda file: file.path != path)
     (reason,) = read_frames(Piece(archive_))
@@ -339,3 +341,20 @@ def test_arrays_and_documents_are_no_archives(tmp_path):
     with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:
         archive.writestr("model/data.pkl", "")
     assert [format_of(path) for path in tmp_path.iterdir()] == [None, None]
+
+
+@pytest.mark.parametrize("program", ["pw.x", "CP2K", "GPAW", "CASTEP", "FHI-aims"])
+def test_what_comes_before_the_first_beginning_of_a_run_is_named(program):
+    """As of a file that lost its first block, with another run after it."""
+    read_, text, label = {
+        "pw.x": (espresso.read_output, raw("al.scf.pwo"), "Forces acting"),
+        "CP2K": (cp2k.read_output, raw("h2o.cp2k.out.gz"), "ENERGY|"),
+        "GPAW": (gpaw.read_output, raw("al_vacancy_1.gpaw.txt"), "Forces in eV"),
+        "CASTEP": (lambda text: castep.read(text.encode()), written.castep(written.frames(2)), "Final energy"),
+        "FHI-aims": (lambda text: aims.read(text.encode()), written.aims(written.frames(2)), "  | Total energy unc"),
+    }[program]
+    whole = list(read_(text))
+    lost, *others = read_(text[text.index(label) - 5 :] + text)
+    assert "the beginning of a run is lost" in lost
+    assert [identity(frame) for frame in others] == [identity(frame) for frame in whole]
+    assert len(list(read_("module load dft\n" + text))) == len(whole)
