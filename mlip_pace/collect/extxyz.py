@@ -82,7 +82,7 @@ def read(piece: Piece) -> Iterator[Atoms | str]:
             elif "=" in following:  # the comment line of a frame, of which the number of atoms is the end of this one
                 yield f"line {number}: the frame of {count} atoms is cut, another one begins in its last line"
             elif _cut(body[1:]):
-                yield f"line {number}: the last number of the frame is cut, or mixed with another"
+                yield f"line {number}: the last number of the frame is cut"
             else:
                 try:
                     yield _frame(first, body)
@@ -99,21 +99,27 @@ def _another(body: list[str]) -> int | None:
 
 
 def _cut(atoms: list[str]) -> bool:
-    """Whether the last number has not the decimals of all others, which must be many; of a line without end, if it lacks
+    """Whether the last number lacks decimals that all others have, which must be many; of a line without end, if it lacks
     columns, or decimals that all others of its column, or, of a single atom, both others of its vector, have.
     """
     if not atoms:
         return False
-    *others, last = (line.split() for line in atoms)
     if atoms[-1].endswith("\n"):
-        decimals = {len(word.partition(".")[2]) for words in (*others, last[:-1]) for word in words if "." in word}
-        enough = sum("." in word for words in others for word in words) >= _ENOUGH
-        return enough and len(decimals) == 1 and "." in last[-1] and len(last[-1].partition(".")[2]) not in decimals
+        ends = [line.rpartition(".")[2].strip() for line in atoms[-2:]]
+        return len(ends[0]) != len(ends[-1]) and _differs(atoms)
+    *others, last = (line.split() for line in atoms)
     if not last or (others and len(last) < len(others[-1])):
         return True
     alike = [words[-1] for words in others if words] if others else last[-3:-1]
     decimals = {len(word.partition(".")[2]) for word in alike}
     return len(decimals) == 1 and len(last[-1].partition(".")[2]) < decimals.pop()
+
+
+def _differs(atoms: list[str]) -> bool:
+    """Whether the last number is the only one with fewer decimals."""
+    words = [word for line in atoms for word in line.split() if "." in word]
+    *others, last = (len(word.partition(".")[2]) for word in words) if words else [0]
+    return len(others) >= _ENOUGH and len(set(others)) == 1 and last < others[0] and atoms[-1].split()[-1:] == words[-1:]
 
 
 _ENOUGH = 20  # numbers that have the same decimals by chance: printed in full, about half of them have 16

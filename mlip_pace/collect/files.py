@@ -131,7 +131,7 @@ def find_files(path: str) -> list[InputFile]:
             f"{printable(given)}: none of the {len(candidates)} files there is one that mlip-pace reads"
             + (f", {len(files)} are of {', '.join(programs)}" if files else ""),
             "known: extended XYZ, OUTCAR, vasprun.xml, pw.x, CP2K, CASTEP, FHI-aims, GPAW, .traj, .db, .json, .pckl.gzip, "
-            "FitSNAP's JSON, DeePMD's folders",
+            "FitSNAP's JSON, DeePMD's folders; archives have to be unpacked",
         )
     return files
 

@@ -121,7 +121,7 @@ def _parts(lines: Iterable[str]) -> Iterator[list[str]]:
 def _other_electrons(part: list[str], electrons: float | None) -> str:
     """Why the step is not one of a run with that many electrons (NELECT), whose elements it has; or nothing."""
     # The first can be those of free atoms; the last differ by as much as 0.005 in public files.
-    found = [match[1] for line in part if (match := _ELECTRONS.match(line))]
+    found = [match[1] for line in part if "electron" in line and (match := _ELECTRONS.match(line))]
     if electrons is None or not found or abs(float(found[-1]) - electrons) < 0.1:
         return ""
     return f"it has {found[-1]} electrons and the run NELECT={electrons:g}: of another run, or with an electrode potential"
@@ -130,7 +130,7 @@ def _other_electrons(part: list[str], electrons: float | None) -> str:
 def _lines(lines: Iterable[str]) -> Iterator[str]:
     """The lines, and one that begins with each run."""
     for line in lines:
-        if "vasp." in line and (match := _RUN.search(line)) and match.start():
+        if "vasp." in line and (match := _RUN.search(line)) and line[: match.start()].strip():
             yield line[: match.start()]
             yield line[match.start() :]
         else:

@@ -293,7 +293,7 @@ def test_a_number_with_other_decimals_than_all_others_is_cut(tmp_path, digits):
     one, reason, other = read(tmp_path / "a.xyz")
     assert isinstance(one, Atoms)
     assert isinstance(other, Atoms)
-    assert reason == "line 11: the last number of the frame is cut, or mixed with another"
+    assert reason == "line 11: the last number of the frame is cut"
     (tmp_path / "a.xyz").write_text("".join(text.splitlines(keepends=True)[:4]).replace("8\n", "2\n", 1)[:-3] + "\n" + whole)
     assert [isinstance(frame, Atoms) for frame in read(tmp_path / "a.xyz")] == [True, True]
 
@@ -444,3 +444,12 @@ def test_deepmd_of_one_frame_without_an_axis_for_it(tmp_path):
         np.save(path, np.load(path)[0])
     (back,) = read(tmp_path)
     same(back, strained())
+
+
+def test_a_frame_that_ends_with_an_empty_line_costs_that_frame_only(tmp_path):
+    frame = "4\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-1.0\n" + "Al 0.30000 0.3 0.3 0.3 0.3 0.3\n" * 4
+    (tmp_path / "a.xyz").write_text(frame + "\n".join(frame.split("\n")[:-2]) + "\n\n" + frame)
+    one, reason, other = read(tmp_path / "a.xyz")
+    assert isinstance(one, Atoms)
+    assert isinstance(other, Atoms)
+    assert "atom 4 of the frame has 0 columns" in reason
