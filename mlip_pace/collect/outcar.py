@@ -265,15 +265,17 @@ def _symbols(head: list[str]) -> list[str]:
 
 
 def _same_potentials(head: list[str], kinds: int) -> bool:
-    """Whether no potential has another mass and valence than in the table after them, which would be that of another run.
+    """Whether there are as many potentials, none of which has another mass and valence than in the table after them.
 
-    A user can set masses, and a core hole changes a valence.
+    If not, that is of another run. A user can set masses, and a core hole changes a valence.
     """
     differ = []
     for name in ("POMASS", "ZVAL"):
         own = [match[1] for line in head if "mass and valenz" in line and (match := re.search(rf"{name} *= *([\d.]+)", line))]
         table = next((re.findall(r" *\d+\.\d+", line) for line in head if re.match(rf" *{name} *= *[\d. ]+$", line)), [])
-        if not len(own) == len(table) == kinds:
+        if own and len(own) != kinds:
+            return False
+        if len(own) != len(table):
             return True
         differ.append(abs(np.array(own, dtype=float) - np.array(table, dtype=float)) > 0.01)
     return not np.logical_and(*differ).any()

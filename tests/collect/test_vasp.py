@@ -326,6 +326,8 @@ def test_masses_and_valences_are_those_of_the_potentials(mass, valence, sound):
     text = text.replace("   ISIF", f"   POMASS =  {mass:5.2f}\n   ZVAL   =  {valence:5.2f}\n   ISIF")
     for frame in outcar_reader.read(text.encode()):
         assert isinstance(frame, Atoms) if sound else "its elements are not in the file" in frame
+    one_more = text.replace("   ions per", "   POMASS =   69.723; ZVAL   =   13.000    mass and valenz\n   ions per")
+    assert all("its elements are not in the file" in frame for frame in outcar_reader.read(one_more.encode()))
 
 
 def test_the_cell_of_the_wave_functions_is_not_that_of_the_run():
