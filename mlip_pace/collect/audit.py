@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ UNBALANCED = 0.1  # of the root of the sum of the squares of all forces; it is 1
 NOISE = 0.1  # eV/Å; less is not told
 REMOVED = 0.01, 0.001  # eV/Å; more is no noise where some forces are exactly 0, and where a constraint is known to make them so
 ASYMMETRY = 0.02  # of a stress, relative to its largest component; more is no rounding
+
+
+_LINE = re.compile(r"^line \d+: ")  # of a frame, which the same flaw has in each
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Audit:
         """The first reasons why structures were left out, a line each, with the first structure that it is about."""
         sources: dict[str, list[str]] = {}
         for item in self.left_out:
-            sources.setdefault(item["reason"], []).append(item["source"])
+            sources.setdefault(_LINE.sub("", item["reason"]), []).append(item["source"])
         told = [f"\n  {of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {why}" for why, of in sources.items()]
         more = f"\n  … and {len(told) - 10} other reasons; the last line has all (`left_out`)" if len(told) > 10 else ""
         return "".join(told[:10]) + more

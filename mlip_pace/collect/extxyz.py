@@ -134,6 +134,7 @@ def _frame(first: str, body: list[str]) -> Atoms:
         return match[0] if len(match[2].strip("\"'{}[]").replace(",", " ").split()) == 9 else f"{_ASIDE}{match[0]}"
 
     comment = _TENSOR.sub(renamed, body[0]) if "stress=" in body[0] or "virial=" in body[0] else body[0]
+    comment = _SMALL.sub(lambda match: match[0].upper(), comment)
     atoms: Atoms = next(read_xyz(io.StringIO(first + comment + "".join(body[1:])), 0))
     for name in ("stress", "virial"):
         if _ASIDE + name in atoms.info:
@@ -142,6 +143,7 @@ def _frame(first: str, body: list[str]) -> Atoms:
 
 
 _ASIDE = "aside_"
+_SMALL = re.compile(r"(?<=:)[sril](?=:\d)")  # types of columns, which some programs write in small letters
 
 
 def _flaw(body: list[str], error: Exception) -> str:

@@ -38,6 +38,7 @@ CONFIRMED = 0.8  # median cosine of stresses that belong: 0.88 and more where th
 UNITS = {  # the ratio of stresses where one unit is taken for another
     160.22: "in GPa and taken for eV/Å^3",
     1602.2: "in kbar and taken for eV/Å^3",
+    1.6022e6: "in bar and taken for eV/Å^3",
     1 / 160.22: "in eV/Å^3 and taken for GPa",
     1000.0: "in bar and taken for kbar",
     1 / 1000: "in kbar and taken for bar",

@@ -453,3 +453,21 @@ def test_a_frame_that_ends_with_an_empty_line_costs_that_frame_only(tmp_path):
     assert isinstance(one, Atoms)
     assert isinstance(other, Atoms)
     assert "atom 4 of the frame has 0 columns" in reason
+
+
+def test_types_of_columns_in_small_letters_are_types(tmp_path):
+    """As Julia's InteratomicPotentials and LAMMPS scripts write them."""
+    frame = '2\nLattice="9 0 0 0 9 0 0 0 9" Properties=species:s:1:pos:r:3:tag:i:1:forces:r:3 energy=-1.0\n'
+    (tmp_path / "a.xyz").write_text(frame + "Al 0.0 0.0 0.0 1 0.1 0.2 0.3\nAl 0.0 0.0 2.8 2 -0.1 -0.2 -0.3\n")
+    (atoms,) = read(tmp_path / "a.xyz")
+    assert atoms.get_forces().tolist() == [[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]]
+
+
+def test_one_flaw_of_many_frames_is_one_reason(tmp_path):
+    (tmp_path / "a.xyz").write_text("1\nProperties=species:S:1:pos:R:3\nAl 0 0 zero\n" * 30)
+    found = audit.Audit()
+    for n, reason in enumerate(read(tmp_path / "a.xyz")):
+        found.reject(f"a.xyz#{n}", reason)
+    assert found.reasons().count("\n") == 1
+    assert "a.xyz#0 and 29 more: " in found.reasons()
+    assert len({one["reason"] for one in found.left_out}) == 30  # each with its line
