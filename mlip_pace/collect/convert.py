@@ -8,6 +8,7 @@ from pathlib import Path
 from mlip_pace.collect import atomic_energies, dataset, output
 from mlip_pace.collect.audit import Audit
 from mlip_pace.collect.files import find_files
+from mlip_pace.collect.geometry import too_long
 from mlip_pace.errors import DataError, NoInputError
 
 
@@ -47,6 +48,7 @@ def convert(data: str, path: Path, rules: dataset.Rules, max_rejected: float, su
     summary.e0, summary.e0_source = dataset.energies_of_atoms(frame, isolated, rules.data)
     summary.warnings += atomic_energies.warnings(summary.e0, summary.e0_source, structures, energies)
     summary.warnings += atomic_energies.of_several_setups(structures, energies, frame[dataset.FORCES])
+    summary.warnings += too_long(structures)
     frame[dataset.ENERGY_ATOMS] = [sum(summary.e0.get(symbol, 0.0) for symbol in atoms.symbols) for atoms in structures]
     frame = dataset.without_extremes(frame, rules.data, audit)
     dataset.leave_out_isolated(isolated, audit)

@@ -28,7 +28,8 @@ from mlip_pace.train import crossvalidation, linear
 from mlip_pace.train.linear import Labelled, Normal
 
 COEFFICIENTS = 500  # of all elements: what the fit has at most
-LOOKED_AT = 30  # structures whose forces and stresses are foretold
+ROWS = 12  # of forces for each coefficient
+LOOKED_AT, MOST_ATOMS = 20, 10_000  # structures whose forces and stresses are foretold, and atoms of theirs, at most
 FEWEST = 8  # structures of which the fit is sure
 SURE = 0.5  # of what is foretold that its standard deviation is at most
 FACTOR = 5.0  # that the median ratio differs by from 1: more than fits scatter, less than units differ
@@ -108,11 +109,12 @@ def doubt_about_stresses(frame: pd.DataFrame, build: Callable[[int], Basis], see
     pushed = frame[[bool(forces.any()) for forces in frame[FORCES]]]
     looked_at = having if len(having) >= FEWEST else pushed
     looked_at = looked_at.sort_values(SOURCE).sample(min(LOOKED_AT, len(looked_at)), random_state=seed)
-    some = frame[frame[SOURCE].isin([*looked_at[SOURCE], *linear.sample(frame, on, seed)[SOURCE]])]
+    looked_at = looked_at[looked_at[ATOMS].map(len).cumsum() <= MOST_ATOMS]
+    some = frame[frame[SOURCE].isin([*looked_at[SOURCE], *linear.sample(frame, on, seed, ROWS)[SOURCE]])]
     expansion = basis.expansion(on)
     of_chunk = partial(crossvalidation.accumulate, expansion=expansion)
     (parted,) = pool.parallel_sums(of_chunk, [linear.chunks_of(_labelled(some))], workers)
-    rows = [of_c for of_c, _ in expansion.rows(looked_at[ATOMS], stress=True)]
+    rows = [of_c for of_c, _ in expansion.rows(looked_at[ATOMS], stress=not having.empty)]
     _refuse("forces", "energies", _forces(looked_at, rows, _Fit.to(parted.energies, on)), FORCES_ALONG)
     _refuse("energy differences", "forces", _energies(some, expansion, _Fit.to(parted.forces, on)), ENERGIES_ALONG)
     both = _Fit.to(parted.normal(crossvalidation.WITHOUT_FOLDS), on)

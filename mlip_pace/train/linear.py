@@ -164,9 +164,9 @@ def labelled(target: pd.DataFrame, training: TrainingSettings | None = None) -> 
     return Some(_Columns(columns), np.arange(len(target)))
 
 
-def sample(train: pd.DataFrame, on: Basis, seed: int) -> pd.DataFrame:
-    """Structures drawn at random until there are ROWS_PER_COEFFICIENT rows of forces for each coefficient, in their order."""
-    rows = ROWS_PER_COEFFICIENT * sum(basis.size(on).functions.values())
+def sample(train: pd.DataFrame, on: Basis, seed: int, per_coefficient: int = ROWS_PER_COEFFICIENT) -> pd.DataFrame:
+    """Structures drawn at random until there are so many rows of forces for each coefficient, in their order."""
+    rows = per_coefficient * sum(basis.size(on).functions.values())
     drawn = train.sort_values(SOURCE).sample(frac=1, random_state=seed)
     enough = int(np.searchsorted(3 * drawn[ATOMS].map(len).cumsum().to_numpy(), rows)) + 1
     return train[train[SOURCE].isin(drawn[SOURCE].iloc[:enough])]
