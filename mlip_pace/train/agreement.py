@@ -15,12 +15,14 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from ase import Atoms
 
 from mlip_pace.ace import basis, uncertainty
 from mlip_pace.ace.basis import Basis
 from mlip_pace.ace.expansion import Expansion
 from mlip_pace.arrays import VOIGT, Array
-from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, SOURCE, STRESS
+from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, ENERGY_ATOMS, FORCES, LABEL_WEIGHTS, SOURCE, STRESS
+from mlip_pace.collect.geometry import shares
 from mlip_pace.errors import DataError, SettingsError
 from mlip_pace.run import pool
 from mlip_pace.run.pool import Workers
@@ -28,7 +30,9 @@ from mlip_pace.train import crossvalidation, linear
 from mlip_pace.train.linear import Labelled, Normal
 
 COEFFICIENTS = 500  # of all elements: what the fit has at most
+MOST = 2000  # of a file to go on from, which has as many as it has: more would take minutes, and nothing is said
 LOOKED_AT = 30  # structures whose forces and stresses are foretold
+ATOMS_LOOKED_AT = 10_000  # about, that they have at most
 FEWEST = 8  # structures of which the fit is sure
 SURE = 0.5  # of what is foretold that its standard deviation is at most
 FACTOR = 5.0  # that the median ratio differs by from 1: more than fits scatter, less than units differ
@@ -47,6 +51,8 @@ UNITS = {  # the ratio of stresses where one unit is taken for another
     1 / 91.82: "in Rydberg/bohr^3 and taken for eV/Å^3",
 }
 NEAR = 0.3  # difference of logarithms to a ratio that is named
+
+Foretold = tuple[Array, Array, Array]  # labels, what a fit foretells of them, its standard deviations; each (n,)
 
 
 @dataclass(frozen=True)
@@ -98,24 +104,26 @@ def doubt_about_stresses(frame: pd.DataFrame, build: Callable[[int], Basis], see
     `frame` has the columns of `dataset.collect`; `build` makes a basis of at most so many functions for each element. Labels
     are fitted as they are, whatever the reference potential. Raises `DataError` if energies and forces do not belong together.
     """
-    elements = len(set(np.concatenate([atoms.numbers for atoms in frame[ATOMS]])))
+    elements = len({number for atoms in frame[ATOMS] for number in set(atoms.numbers.tolist())})
+    counted = [(frame[column] != 0).to_numpy() for column in LABEL_WEIGHTS[:2] if column in frame]
+    frame = frame[np.all(counted, axis=0)] if counted else frame  # what the data themselves leave out contradicts nothing
     try:
         on = build(COEFFICIENTS // elements)
     except SettingsError:  # with so few functions not all of these elements would see each other
         return ""
-    having = frame[[stress is not None for stress in frame.get(STRESS, [None] * len(frame))]]
-    pushed = frame[[bool(forces.any()) for forces in frame[FORCES]]]
-    looked_at = having if len(having) >= FEWEST else pushed
-    looked_at = looked_at.sort_values(SOURCE).sample(min(LOOKED_AT, len(looked_at)), random_state=seed)
+    if frame.empty or sum(basis.size(on).functions.values()) > MOST:
+        return ""
+    looked_at = _looked_at(frame, seed)
     some = frame[frame[SOURCE].isin([*looked_at[SOURCE], *linear.sample(frame, on, seed)[SOURCE]])]
     expansion = basis.expansion(on)
     of_chunk = partial(crossvalidation.accumulate, expansion=expansion)
     (parted,) = pool.parallel_sums(of_chunk, [linear.chunks_of(_labelled(some))], workers)
-    rows = [of_c for of_c, _ in expansion.rows(looked_at[ATOMS], stress=True)]
-    _refuse("forces", "energies", _forces(looked_at, rows, _Fit.to(parted.energies, on)), FORCES_ALONG)
+    foretell = partial(_foretold, expansion=expansion, fit=_Fit.to(parted.energies, on))
+    found = list(pool.parallel_map(foretell, list(zip(looked_at[ATOMS], looked_at[FORCES], strict=True)), workers))
+    _refuse("forces", "energies", _compared([of_forces for of_forces, _ in found]), FORCES_ALONG)
     _refuse("energy differences", "forces", _energies(some, expansion, _Fit.to(parted.forces, on)), ENERGIES_ALONG)
     both = _Fit.to(parted.normal(crossvalidation.WITHOUT_FOLDS), on)
-    stresses = _stresses(looked_at, rows, both, expansion.elements)
+    stresses = _stresses(looked_at, [of_virial for _, of_virial in found], both, expansion.elements)
     if not stresses.contradicts(STRESSES_ALONG):
         return ""
     causes = _causes(stresses)
@@ -124,6 +132,29 @@ def doubt_about_stresses(frame: pd.DataFrame, build: Callable[[int], Basis], see
         f"{stresses} what a fit to these foretells (median of {stresses.structures} structures)"
         f"{f': {causes}?' if causes else ''}; MLIP_PACE_DATA_STRESS_KEY=none leaves them out"
     )
+
+
+def _looked_at(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The structures whose labels are foretold: with stresses, if enough have them, and enough that have forces."""
+    having = frame[_with_stress(frame)]
+    chosen = _drawn(having, seed) if len(having) >= FEWEST else having.iloc[:0]
+    if sum(bool(forces.any()) for forces in chosen[FORCES]) < FEWEST:  # crystals at rest have none, whatever their stresses
+        pushed = _drawn(frame[[bool(forces.any()) for forces in frame[FORCES]]], seed)
+        chosen = frame[frame[SOURCE].isin([*chosen[SOURCE], *pushed[SOURCE]])]
+    return chosen
+
+
+def _with_stress(frame: pd.DataFrame) -> list[bool]:
+    """Of each structure whether it has a stress, of another weight than 0."""
+    stresses, weights = frame.get(STRESS, [None] * len(frame)), frame.get(LABEL_WEIGHTS[2], [1.0] * len(frame))
+    return [stress is not None and weight != 0 for stress, weight in zip(stresses, weights, strict=True)]
+
+
+def _drawn(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """LOOKED_AT structures at random; of very large ones fewer, but FEWEST."""
+    drawn = frame.sort_values(SOURCE).sample(min(LOOKED_AT, len(frame)), random_state=seed)
+    small = drawn[ATOMS].map(len).to_numpy().cumsum() <= ATOMS_LOOKED_AT
+    return drawn[small | (np.arange(len(drawn)) < FEWEST)]
 
 
 def _labelled(frame: pd.DataFrame) -> Sequence[Labelled]:
@@ -142,38 +173,38 @@ def _refuse(labels: str, others: str, found: _Comparison, along: float) -> None:
         )
 
 
-def _forces(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit) -> _Comparison:
-    """Forces, with what a fit to energies foretells."""
-    return _compared([
-        (given.ravel(), *fit.foretell(of_structure[1 : 1 + given.size]))
-        for given, of_structure in zip(frame[FORCES], rows, strict=True)
-    ])  # fmt: skip
+def _foretold(structure: tuple[Atoms, Array], expansion: Expansion, fit: _Fit) -> tuple[Foretold, Array]:
+    """Forces (n, 3) of atoms with what a fit foretells of them, and the rows of the virial (6, functions)."""
+    atoms, forces = structure
+    ((rows, _),) = expansion.rows([atoms], stress=True)
+    return (forces.ravel(), *fit.foretell(rows[1:-6])), rows[-6:].copy()  # a view would keep all rows of all structures
 
 
 def _stresses(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit, elements: Sequence[str]) -> _Comparison:
-    """Stresses, where there are some, with what a fit to energies and forces foretells.
+    """Stresses, where there are some, with what a fit to energies and forces foretells; `rows` are those of the virials.
 
     Of data with few volumes that fit knows how pressures differ, but not the pressure, so that both are compared: the stresses,
     and by how much they differ. Those that differ as foretold are not contradicted.
     """
-    having = [n for n, stress in enumerate(frame.get(STRESS, [])) if stress is not None]
-    if not having:
+    having = np.flatnonzero(_with_stress(frame))
+    if not len(having):
         return NOTHING
     frame = frame.iloc[having]
     given = np.array([stress[VOIGT] for stress in frame[STRESS]])
-    of_stress = np.array([rows[n][-6:] / atoms.get_volume() for n, atoms in zip(having, frame[ATOMS], strict=True)])
+    of_stress = np.array([rows[n] / atoms.get_volume() for n, atoms in zip(having, frame[ATOMS], strict=True)])
 
-    def compared(projection: Array) -> _Comparison:
-        foretold = [fit.foretell(one) for one in np.tensordot(projection, of_stress, 1)]
-        return _compared([(one, *other) for one, other in zip(projection @ given, foretold, strict=True)])
+    def compared(given: Array, of_stress: Array) -> _Comparison:
+        return _compared([(one, *fit.foretell(other)) for one, other in zip(given, of_stress, strict=True)])
 
-    differences, whole = compared(_without_composition(frame, elements)), compared(np.eye(len(frame)))
+    parts = shares(frame[ATOMS], elements)
+    differences = compared(_but_for(parts, given), _but_for(parts, of_stress))
+    whole = compared(given, of_stress)
     if differences.contradicts(STRESSES_ALONG) or not whole.contradicts(STRESSES_ALONG):
         return differences
     return differences if differences.confirms(CONFIRMED) else whole
 
 
-def _compared(found: Sequence[tuple[Array, Array, Array]]) -> _Comparison:
+def _compared(found: Sequence[Foretold]) -> _Comparison:
     """Labels of each structure with what is foretold and its standard deviations, of which some are sure."""
     norms = [[np.linalg.norm(one) for one in structure] for structure in found]
     sure = [size > 0 and spread < SURE * expected for size, expected, spread in norms]
@@ -190,22 +221,21 @@ def _energies(frame: pd.DataFrame, expansion: Expansion, fit: _Fit) -> _Comparis
     """
     counts = frame[ATOMS].map(len).to_numpy()
     sums = np.array([_summed(of_atoms, expansion) for of_atoms in expansion.functions(frame[ATOMS])])
-    rest = _without_composition(frame, expansion.elements)
-    given = rest @ ((frame[ENERGY] - frame[ENERGY_ATOMS]).to_numpy() / counts)
-    foretold, spread = fit.foretell(rest @ (sums / counts[:, None]))
+    parts = shares(frame[ATOMS], expansion.elements)
+    given = _but_for(parts, (frame[ENERGY] - frame[ENERGY_ATOMS]).to_numpy() / counts)
+    foretold, spread = fit.foretell(_but_for(parts, sums / counts[:, None]))
     sure = spread < SURE * np.abs(foretold)
     if not sure.any():
         return NOTHING
     given, foretold = given[sure], foretold[sure]
-    correlation = given @ foretold / max(np.linalg.norm(given) * np.linalg.norm(foretold), 1e-300)
+    correlation = given @ foretold / max(float(np.linalg.norm(given) * np.linalg.norm(foretold)), 1e-300)
     return _Comparison(int(sure.sum()), float(correlation), float(np.median(np.abs(given / foretold))))
 
 
-def _without_composition(frame: pd.DataFrame, elements: Sequence[str]) -> Array:
-    """The projection (structures, structures) of what is said of structures on what is not linear in their composition."""
-    shares = np.array([[np.mean(atoms.symbols == symbol) for symbol in elements] for atoms in frame[ATOMS]])
-    projection: Array = np.eye(len(frame)) - shares @ np.linalg.pinv(shares)
-    return projection
+def _but_for(parts: Array, values: Array) -> Array:
+    """Values (structures, ...) but for what is linear in their composition, the shares (structures, elements)."""
+    rest: Array = values - np.tensordot(parts, np.tensordot(np.linalg.pinv(parts), values, 1), 1)
+    return rest
 
 
 def _summed(of_atoms: dict[str, Array], expansion: Expansion) -> Array:

@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import EXAMPLES, ROOT
 
@@ -90,6 +91,39 @@ def test_of_few_structures_or_labels_without_any_relation_nothing_is_said(frames
     noise = frames.assign(**{dataset.FORCES: [rng.normal(size=forces.shape) for forces in frames[dataset.FORCES]]})
     assert doubt(noise.drop(columns=dataset.STRESS)) == ""
     assert doubt(scaled(frames, dataset.FORCES, 0.0).drop(columns=dataset.STRESS)) == ""
+
+
+@pytest.mark.parametrize(
+    ("label", "weight"),
+    [(dataset.FORCES, "energy_weight"), (dataset.FORCES, "forces_weight"), (dataset.STRESS, "stress_weight")],
+)
+def test_labels_that_the_data_give_no_weight_contradict_nothing(frames, label, weight):
+    """Half of the structures are as they are, of the others the labels are of the other sign, but do not count."""
+    wrong = frames.assign(**{dataset.SOURCE: "wrong " + frames[dataset.SOURCE]})
+    both = pd.concat([frames.assign(**{weight: 1.0}), scaled(wrong, label, -1).assign(**{weight: 0.0})], ignore_index=True)
+    assert doubt(both) == ""
+    alone = scaled(frames, label, -1)
+    if label == dataset.STRESS:
+        assert "of the other sign" in doubt(alone.assign(**{weight: 1.0}))
+    else:
+        with pytest.raises(DataError):
+            doubt(alone.assign(**{weight: 1.0}))
+
+
+def test_stresses_of_crystals_at_rest_do_not_hide_the_forces_of_others(frames):
+    rest = [n % 2 == 0 for n in range(len(frames))]
+    pairs = list(zip(rest, frames[dataset.FORCES], frames[dataset.STRESS], strict=True))
+    forces = [0 * one if at_rest else one / 51.42 for at_rest, one, _ in pairs]
+    stresses = [one if at_rest else None for at_rest, _, one in pairs]
+    with pytest.raises(DataError, match=r"forces are 0\.0[12]\d* times what a fit to the energies alone foretells"):
+        doubt(frames.assign(**{dataset.FORCES: forces, dataset.STRESS: stresses}))
+
+
+def test_a_file_to_go_on_from_with_very_many_functions_says_nothing(frames):
+    """It has as many as it has, whatever is asked for: the least squares of a look would take longer than the job's."""
+    shortest = dict.fromkeys(("Al-Al", "Al-Mg", "Mg-Mg"), 2.5)
+    large = built(["Al", "Mg"], shortest, 5.0, agreement.MOST)
+    assert doubt(scaled(frames, dataset.STRESS, -1), build=lambda _: large) == ""
 
 
 def test_a_basis_that_cannot_be_so_small_says_nothing(frames):
