@@ -446,6 +446,14 @@ def test_deepmd_of_one_frame_without_an_axis_for_it(tmp_path):
     same(back, strained())
 
 
+def test_a_comment_that_is_a_number_begins_no_frame(tmp_path):
+    (tmp_path / "a.xyz").write_text(
+        "1\n12\nAl 0.0 0.0 0.0\n2\nProperties=species:S:1:pos:R:3 energy=-1.0\n" + "Al 0.3 0.3 0.3\n" * 2
+    )
+    *_, last = read(tmp_path / "a.xyz")
+    assert len(last) == 2
+
+
 def test_a_frame_that_ends_with_an_empty_line_costs_that_frame_only(tmp_path):
     frame = "4\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-1.0\n" + "Al 0.30000 0.3 0.3 0.3 0.3 0.3\n" * 4
     (tmp_path / "a.xyz").write_text(frame + "\n".join(frame.split("\n")[:-2]) + "\n\n" + frame)
