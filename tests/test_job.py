@@ -401,13 +401,17 @@ def test_what_is_named_keeps_what_is_below_a_potential(tmp_path, trained):
     before = Potential.load(tmp_path / "potential.json").reference
 
     def moved(e0, start="potential.yaml"):
-        groups = {"data": {"path": str(DATA)}, "output": {"path": tmp_path / "out"}, "training": {"start": tmp_path / start}}
+        groups = {
+            "data": {"path": str(DATA)},
+            "output": {"path": tmp_path / "out"},
+            "training": {"start": str(tmp_path / start)},
+        }
         return inputs_of(load(**groups)).moved(e0, before)
 
     assert moved(exact) == []
     (said,) = moved({"Al": -6601.0, "Mg": -762098.0})
     kept = re.search("MLIP_PACE_DATA_E0=(.*) keeps it", said)[1]
-    assert moved(load(data={"e0": kept, "path": str(DATA)}).data.e0) == []
+    assert moved(load(data={"path": str(DATA), "e0": kept}, output={"path": tmp_path / "out"}).data.e0) == []
     assert moved({"Al": -6601.0, "Mg": -762098.0}, "other.yaml") == []
 
 
