@@ -178,7 +178,7 @@ class Inputs:
     def moved(self, e0: dict[str, float], reference: Reference) -> list[str]:
         """What is not as it was for the potential to go on from, in words: that holds what other E0 (eV) and reference left.
 
-        Nothing is known of a file without the sidecar that names it.
+        Nothing is known of a file without the sidecar that names it, so nothing is said.
         """
         before = potential.intact(self.start.path.with_name(SIDECAR)) if self.start else None
         if self.start is None or before is None or self.start.path.name not in before.metadata["files"]:
