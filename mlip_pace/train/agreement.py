@@ -1,6 +1,6 @@
 """Whether energies, forces and stresses of the data belong together.
 
-A linear fit (`linear.py`) to energies alone foretells forces, one to forces by how much energies differ, one to both stresses,
+A linear fit (`linear.py`) to energies alone predicts forces, one to forces by how much energies differ, one to both stresses,
 and their posterior says of which structures they are sure (`uncertainty.py`). What is of the other sign there, or of another
 size, is no scatter of a fit: the unit is wrong, or the sign (gradients for forces), or the labels are those of something else.
 A fit to such labels goes to neither, and its errors need not show it; so it is said before. docs/design.md has the public data
@@ -31,12 +31,12 @@ from mlip_pace.train.linear import Labelled, Normal
 
 COEFFICIENTS = 500  # of all elements: what the fit has at most
 MOST = 2000  # of a file to go on from, which has as many as it has: more would take minutes, and nothing is said
-LOOKED_AT = 30  # structures whose forces and stresses are foretold
+LOOKED_AT = 30  # structures whose forces and stresses are predicted
 ATOMS_LOOKED_AT = 10_000  # about, that they have at most
 FEWEST = 8  # structures of which the fit is sure
-SURE = 0.5  # of what is foretold that its standard deviation is at most
+SURE = 0.5  # a prediction counts if its standard deviation is a smaller part of it (norms of all its components)
 FACTOR = 5.0  # that the median ratio differs by from 1: more than fits scatter, less than units differ
-# Cosine (median of structures) or correlation (of energies) with what is foretold, of either sign, that tells a factor.
+# Cosine (median of structures) or correlation (of energies) with what is predicted, of either sign, that tells a factor.
 STRESSES_ALONG, FORCES_ALONG, ENERGIES_ALONG = 0.5, 0.8, 0.9
 CONFIRMED = 0.8  # median cosine of stresses that belong: 0.88 and more where they do
 UNITS = {  # the ratio of stresses where one unit is taken for another
@@ -52,7 +52,7 @@ UNITS = {  # the ratio of stresses where one unit is taken for another
 }
 NEAR = 0.3  # difference of logarithms to a ratio that is named
 
-Foretold = tuple[Array, Array, Array]  # labels, what a fit foretells of them, its standard deviations; each (n,)
+Predicted = tuple[Array, Array, Array]  # labels, what a fit predicts of them, its standard deviations; each (n,)
 
 
 @dataclass(frozen=True)
@@ -69,26 +69,28 @@ class _Fit:
         matrix = normal.of(np.arange(len(scale))).matrix + np.diag(solution.lam / scale**2)
         return cls(solution.coefficients, uncertainty.factor(matrix, solution.loss / max(normal.rows, 1)))
 
-    def foretell(self, rows: Array) -> tuple[Array, Array]:
-        """What has these rows (n, functions), and its standard deviations."""
+    def predict(self, rows: Array) -> tuple[Array, Array]:
+        """What these rows (n, functions) are the design of, and its standard deviations: (n,) each, in the same units."""
         return rows @ self.coefficients, np.linalg.norm(rows @ self.factor.T, axis=1)
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Of some structures with what is foretold of them: how far labels go along with it, -1 to 1, and their median ratio."""
+    """Labels of some structures beside their predictions: the cosine of both, -1 to 1, and the size of labels by that of
+    predictions (medians; of energies the correlation of all). `structures`: of how many the fit is sure.
+    """
 
     structures: int
     agreement: float
     ratio: float
 
     def contradicts(self, along: float) -> bool:
-        """Whether labels go along with what is foretold, but backwards, or by another factor than 1."""
+        """Whether labels have the direction of their predictions, but the other sign, or another size than fits scatter by."""
         other = not 1 / FACTOR < self.ratio < FACTOR
         return self.structures >= FEWEST and (self.agreement < -along or (self.agreement > along and other))
 
     def confirms(self, along: float) -> bool:
-        """Whether labels are what is foretold of them."""
+        """Whether labels are those predicted, in direction and size."""
         return self.structures >= FEWEST and self.agreement > along and 1 / FACTOR < self.ratio < FACTOR
 
     def __str__(self) -> str:
@@ -118,8 +120,8 @@ def doubt_about_stresses(frame: pd.DataFrame, build: Callable[[int], Basis], see
     expansion = basis.expansion(on)
     of_chunk = partial(crossvalidation.accumulate, expansion=expansion)
     (parted,) = pool.parallel_sums(of_chunk, [linear.chunks_of(_labelled(some))], workers)
-    foretell = partial(_foretold, expansion=expansion, fit=_Fit.to(parted.energies, on))
-    found = list(pool.parallel_map(foretell, list(zip(looked_at[ATOMS], looked_at[FORCES], strict=True)), workers))
+    predict = partial(_predicted, expansion=expansion, fit=_Fit.to(parted.energies, on))
+    found = list(pool.parallel_map(predict, list(zip(looked_at[ATOMS], looked_at[FORCES], strict=True)), workers))
     _refuse("forces", "energies", _compared([of_forces for of_forces, _ in found]), FORCES_ALONG)
     _refuse("energy differences", "forces", _energies(some, expansion, _Fit.to(parted.forces, on)), ENERGIES_ALONG)
     both = _Fit.to(parted.normal(crossvalidation.WITHOUT_FOLDS), on)
@@ -129,13 +131,13 @@ def doubt_about_stresses(frame: pd.DataFrame, build: Callable[[int], Basis], see
     causes = _causes(stresses)
     return (
         "the stresses of the training data do not go with their energies and forces, and are not fitted: they are "
-        f"{stresses} what a fit to these foretells (median of {stresses.structures} structures)"
+        f"{stresses} what a fit to these predicts (median of {stresses.structures} structures)"
         f"{f': {causes}?' if causes else ''}; MLIP_PACE_DATA_STRESS_KEY=none leaves them out"
     )
 
 
 def _looked_at(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The structures whose labels are foretold: with stresses, if enough have them, and enough that have forces."""
+    """The structures whose labels are predicted: with stresses, if enough have them, and enough that have forces."""
     having = frame[_with_stress(frame)]
     chosen = _drawn(having, seed) if len(having) >= FEWEST else having.iloc[:0]
     if sum(bool(forces.any()) for forces in chosen[FORCES]) < FEWEST:  # crystals at rest have none, whatever their stresses
@@ -164,27 +166,27 @@ def _labelled(frame: pd.DataFrame) -> Sequence[Labelled]:
 
 
 def _refuse(labels: str, others: str, found: _Comparison, along: float) -> None:
-    """Raise `DataError` if labels contradict what a fit to others foretells of them."""
+    """Raise `DataError` if labels contradict what a fit to others predicts of them."""
     if found.contradicts(along):
         raise DataError(
-            f"energies and forces do not belong together: {labels} are {found} what a fit to the {others} alone foretells "
+            f"energies and forces do not belong together: {labels} are {found} what a fit to the {others} alone predicts "
             f"(median of {found.structures} structures)",
             "forces are minus the gradient, in eV/Å, energies are in eV: look at what wrote the data",
         )
 
 
-def _foretold(structure: tuple[Atoms, Array], expansion: Expansion, fit: _Fit) -> tuple[Foretold, Array]:
-    """Forces (n, 3) of atoms with what a fit foretells of them, and the rows of the virial (6, functions)."""
+def _predicted(structure: tuple[Atoms, Array], expansion: Expansion, fit: _Fit) -> tuple[Predicted, Array]:
+    """Forces (n, 3) of atoms with what a fit predicts of them, and the rows of the virial (6, functions)."""
     atoms, forces = structure
     ((rows, _),) = expansion.rows([atoms], stress=True)
-    return (forces.ravel(), *fit.foretell(rows[1:-6])), rows[-6:].copy()  # a view would keep all rows of all structures
+    return (forces.ravel(), *fit.predict(rows[1:-6])), rows[-6:].copy()  # a view would keep all rows of all structures
 
 
 def _stresses(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit, elements: Sequence[str]) -> _Comparison:
-    """Stresses, where there are some, with what a fit to energies and forces foretells; `rows` are those of the virials.
+    """Stresses, where there are some, with what a fit to energies and forces predicts; `rows` are those of the virials.
 
     Of data with few volumes that fit knows how pressures differ, but not the pressure, so that both are compared: the stresses,
-    and by how much they differ. Those that differ as foretold are not contradicted.
+    and by how much they differ. Those that differ as predicted are not contradicted.
     """
     having = np.flatnonzero(_with_stress(frame))
     if not len(having):
@@ -194,7 +196,7 @@ def _stresses(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit, elements: S
     of_stress = np.array([rows[n] / atoms.get_volume() for n, atoms in zip(having, frame[ATOMS], strict=True)])
 
     def compared(given: Array, of_stress: Array) -> _Comparison:
-        return _compared([(one, *fit.foretell(other)) for one, other in zip(given, of_stress, strict=True)])
+        return _compared([(one, *fit.predict(other)) for one, other in zip(given, of_stress, strict=True)])
 
     parts = shares(frame[ATOMS], elements)
     differences = compared(_but_for(parts, given), _but_for(parts, of_stress))
@@ -204,32 +206,32 @@ def _stresses(frame: pd.DataFrame, rows: Sequence[Array], fit: _Fit, elements: S
     return differences if differences.confirms(CONFIRMED) else whole
 
 
-def _compared(found: Sequence[Foretold]) -> _Comparison:
-    """Labels of each structure with what is foretold and its standard deviations, of which some are sure."""
+def _compared(found: Sequence[Predicted]) -> _Comparison:
+    """Labels of each structure with what is predicted and its standard deviations, of which some are sure."""
     norms = [[np.linalg.norm(one) for one in structure] for structure in found]
     sure = [size > 0 and spread < SURE * expected for size, expected, spread in norms]
     if not any(sure):
         return NOTHING
     size, expected, _ = np.array(norms)[sure].T
-    dots = np.array([given @ foretold for given, foretold, _ in found])[sure]
+    dots = np.array([given @ predicted for given, predicted, _ in found])[sure]
     return _Comparison(len(dots), float(np.median(dots / size / expected)), float(np.median(size / expected)))
 
 
 def _energies(frame: pd.DataFrame, expansion: Expansion, fit: _Fit) -> _Comparison:
-    """Energies, with what a fit to forces foretells: per atom, without the part that is linear in the composition, of which
+    """Energies, with what a fit to forces predicts: per atom, without the part that is linear in the composition, of which
     forces know nothing.
     """
     counts = frame[ATOMS].map(len).to_numpy()
     sums = np.array([_summed(of_atoms, expansion) for of_atoms in expansion.functions(frame[ATOMS])])
     parts = shares(frame[ATOMS], expansion.elements)
     given = _but_for(parts, (frame[ENERGY] - frame[ENERGY_ATOMS]).to_numpy() / counts)
-    foretold, spread = fit.foretell(_but_for(parts, sums / counts[:, None]))
-    sure = spread < SURE * np.abs(foretold)
+    predicted, spread = fit.predict(_but_for(parts, sums / counts[:, None]))
+    sure = spread < SURE * np.abs(predicted)
     if not sure.any():
         return NOTHING
-    given, foretold = given[sure], foretold[sure]
-    correlation = given @ foretold / max(float(np.linalg.norm(given) * np.linalg.norm(foretold)), 1e-300)
-    return _Comparison(int(sure.sum()), float(correlation), float(np.median(np.abs(given / foretold))))
+    given, predicted = given[sure], predicted[sure]
+    correlation = given @ predicted / max(float(np.linalg.norm(given) * np.linalg.norm(predicted)), 1e-300)
+    return _Comparison(int(sure.sum()), float(correlation), float(np.median(np.abs(given / predicted))))
 
 
 def _but_for(parts: Array, values: Array) -> Array:

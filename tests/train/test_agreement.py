@@ -81,7 +81,7 @@ def test_forces_in_another_unit_or_gradients_in_their_place_are_refused(frames, 
 def test_gradients_in_the_place_of_forces_are_refused_of_dft_as_well():
     silicon = frames_of(SILICON)
     assert doubt(silicon) == ""
-    with pytest.raises(DataError, match=r"forces are -0\.\d+ times what a fit to the energies alone foretells"):
+    with pytest.raises(DataError, match=r"forces are -0\.\d+ times what a fit to the energies alone predicts"):
         doubt(scaled(silicon, dataset.FORCES, -1))
 
 
@@ -115,7 +115,7 @@ def test_stresses_of_crystals_at_rest_do_not_hide_the_forces_of_others(frames):
     pairs = list(zip(rest, frames[dataset.FORCES], frames[dataset.STRESS], strict=True))
     forces = [0 * one if at_rest else one / 51.42 for at_rest, one, _ in pairs]
     stresses = [one if at_rest else None for at_rest, _, one in pairs]
-    with pytest.raises(DataError, match=r"forces are 0\.0[12]\d* times what a fit to the energies alone foretells"):
+    with pytest.raises(DataError, match=r"forces are 0\.0[12]\d* times what a fit to the energies alone predicts"):
         doubt(frames.assign(**{dataset.FORCES: forces, dataset.STRESS: stresses}))
 
 
