@@ -157,7 +157,7 @@ def test_structures_that_are_alike_in_all_but_one_thing_are_no_copies():
     turned.positions = turned.positions[:, [1, 2, 0]]
     other_box, other_elements = turned.copy(), turned.copy()
     other_box.set_cell([13] * 3)
-    other_elements.symbols = "AlCuCu"
+    other_elements.symbols = "MgCuMg"
 
     def left(copy, energy, pushed):
         given = [labelled(molecule, -9.0, forces), labelled(copy, energy, pushed), labelled(cell(1.0), -14.0)]

@@ -87,6 +87,9 @@ def test_gradients_in_the_place_of_forces_are_refused_of_dft_as_well():
 
 def test_of_few_structures_or_labels_without_any_relation_nothing_is_said(frames):
     assert doubt(scaled(frames.iloc[: agreement.FEWEST - 1], dataset.STRESS, -1)) == ""
+    thirty = frames[[bool(forces.any()) for forces in frames[dataset.FORCES]]].iloc[: agreement.LOOKED_AT]
+    wrong = [-stress if n < agreement.FEWEST - 1 else None for n, stress in enumerate(thirty[dataset.STRESS])]
+    assert doubt(thirty.assign(**{dataset.STRESS: wrong})) == ""
     rng = np.random.default_rng(1)
     noise = frames.assign(**{dataset.FORCES: [rng.normal(size=forces.shape) for forces in frames[dataset.FORCES]]})
     assert doubt(noise.drop(columns=dataset.STRESS)) == ""
@@ -100,7 +103,9 @@ def test_of_few_structures_or_labels_without_any_relation_nothing_is_said(frames
 def test_labels_that_the_data_give_no_weight_contradict_nothing(frames, label, weight):
     """Half of the structures are as they are, of the others the labels are of the other sign, but do not count."""
     wrong = frames.assign(**{dataset.SOURCE: "wrong " + frames[dataset.SOURCE]})
-    both = pd.concat([frames.assign(**{weight: 1.0}), scaled(wrong, label, -1).assign(**{weight: 0.0})], ignore_index=True)
+    all_count = dict.fromkeys(dataset.LABEL_WEIGHTS, 1.0)
+    parts = [frames.assign(**all_count), scaled(wrong, label, -1).assign(**{**all_count, weight: 0.0})]
+    both = pd.concat(parts, ignore_index=True)
     assert doubt(both) == ""
     alone = scaled(frames, label, -1)
     if label == dataset.STRESS:
@@ -117,6 +122,17 @@ def test_stresses_of_crystals_at_rest_do_not_hide_the_forces_of_others(frames):
     stresses = [one if at_rest else None for at_rest, _, one in pairs]
     with pytest.raises(DataError, match=r"forces are 0\.0[12]\d* times what a fit to the energies alone predicts"):
         doubt(frames.assign(**{dataset.FORCES: forces, dataset.STRESS: stresses}))
+
+
+def test_all_elements_together_have_so_many_coefficients(frames):
+    shortest, asked = dict.fromkeys(("Al-Al", "Al-Mg", "Mg-Mg"), 2.5), []
+
+    def build(functions):
+        asked.append(functions)
+        return built(["Al", "Mg"], shortest, 5.0, functions)
+
+    doubt(frames, build=build)
+    assert asked == [agreement.COEFFICIENTS // 2]
 
 
 def test_a_file_to_go_on_from_with_very_many_functions_says_nothing(frames):
