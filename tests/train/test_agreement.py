@@ -124,6 +124,11 @@ def test_stresses_of_crystals_at_rest_do_not_hide_the_forces_of_others(frames):
         doubt(frames.assign(**{dataset.FORCES: forces, dataset.STRESS: stresses}))
 
 
+def test_what_the_fit_is_not_sure_of_is_not_compared(frames):
+    """Of too few of nine structures is the standard deviation of a prediction below half of it."""
+    assert doubt(frames.sample(9, random_state=9)) == ""
+
+
 def test_all_elements_together_have_so_many_coefficients(frames):
     shortest, asked = dict.fromkeys(("Al-Al", "Al-Mg", "Mg-Mg"), 2.5), []
 
