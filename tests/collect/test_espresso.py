@@ -9,7 +9,7 @@ import pytest
 from ase.units import Bohr, Ry
 from collect.damage import atoms_of, damaged, identity, only_frames_of, raw
 from conftest import RAW
-from hypothesis import given
+from hypothesis import given, settings
 
 from mlip_pace.collect.espresso import read_output
 from mlip_pace.collect.extxyz import Piece
@@ -310,6 +310,7 @@ TEXTS = [raw(name) for name in RUNS]
 ORIGINALS = [frame for text in TEXTS for frame in read_output(text)]
 
 
+@settings(deadline=None)
 @given(damaged(TEXTS, longest=400))
 def test_damage_gives_frames_of_the_file_or_reasons(text):
     only_frames_of(ORIGINALS, list(read_output(text)))
