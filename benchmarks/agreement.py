@@ -2,7 +2,7 @@
 
 Each file is read as a job reads it; its stresses, then its forces, are multiplied by factors of units and signs, and
 `train/agreement.py` says what it sees, as a Markdown table: `-` nothing, else how many times the stresses (S), or the forces
-against energies (F), the energies against forces (E), are what a fit to the others foretells.
+against energies (F), the energies against forces (E), are what a fit to the others predicts.
 """
 
 import re

@@ -176,10 +176,12 @@ class Inputs:
         return [f"{', '.join(names)}: no effect{why}" for names, why in unused if names]
 
     def moved(self, e0: dict[str, float], reference: Reference) -> list[str]:
-        """What is not as it was for the potential to go on from, in words: that holds what other E0 and reference left."""
-        sidecar = self.start.path.with_name(SIDECAR) if self.start else None
-        before = potential.intact(sidecar) if sidecar else None
-        if before is None:
+        """What is not as it was for the potential to go on from, in words: that holds what other E0 (eV) and reference left.
+
+        Nothing is known of a file without the sidecar that names it, so nothing is said.
+        """
+        before = potential.intact(self.start.path.with_name(SIDECAR)) if self.start else None
+        if self.start is None or before is None or self.start.path.name not in before.metadata["files"]:
             return []
         said, known = [], before.metadata["e0"]["energies"]
         shifts = {
@@ -187,15 +189,15 @@ class Inputs:
         }
         if shifts:
             told = ", ".join(f"{symbol} by {shift:.3g} eV" for symbol, shift in shifts.items())
-            kept = ",".join(f"{symbol}:{known[symbol]:.10g}" for symbol in e0 if symbol in known)
+            kept = ",".join(f"{symbol}:{known[symbol]:.13g}" for symbol in e0 if symbol in known)
             said.append(
                 f"E0 is not that of the potential to go on from, whose energies move with it ({told}): "
                 f"MLIP_PACE_DATA_E0={kept} keeps it"
             )
-        if reference != before.reference:
+        if differing := reference.differing(before.reference):
+            kept = ", ".join(f"MLIP_PACE_REFERENCE_{name.upper()}={value}" for name, value in differing.items())
             said.append(
-                "the reference is not that of the potential to go on from, which holds the rest of another; its radii are in "
-                f"{sidecar}: MLIP_PACE_REFERENCE_INNER, _OUTER keep them"
+                f"the reference is not that of the potential to go on from, which holds the rest of another: {kept} keeps it"
             )
         return said
 

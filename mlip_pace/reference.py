@@ -88,6 +88,21 @@ class Reference:
         names = ("kind", "inner", "outer", "epsilon", "sigma")
         return cls(**{name: stored[name] for name in names if name in stored})
 
+    def differing(self, other: Reference) -> dict[str, str]:
+        """The settings, by name, that would make another reference of this one; pairs that only the other has do not count."""
+        if other.kind == "none":
+            return {} if self.kind == "none" else {"kind": "none"}
+        found = {
+            name: str(getattr(other, name))
+            for name in ("kind", "inner", "outer")
+            if getattr(self, name) != getattr(other, name)
+        }
+        for name in ("epsilon", "sigma"):
+            mine, others = getattr(self, name), getattr(other, name)
+            if other.kind == "lj" and mine != {pair: others.get(pair) for pair in mine}:
+                found[name] = ",".join(f"{pair}:{others[pair]:.13g}" for pair in mine if pair in others)
+        return found
+
     def pair(self, first: str, second: str, r: Array) -> tuple[Array, Array]:
         """Energy (eV) and its derivative (eV/Å) of one pair of atoms at the distances `r` (Å), any shape."""
         r = np.asarray(r, dtype=float)

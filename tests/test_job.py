@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from conftest import environment, mlip_pace
 from mlip_pace import learn, load_calculator
 from mlip_pace.ace import core, uncertainty
 from mlip_pace.errors import OtherResultError
+from mlip_pace.inputs import inputs_of
 from mlip_pace.publish.potential import FILES, Potential, intact
 from mlip_pace.run.log import STAGES
 from mlip_pace.run.steps import sha256
+from mlip_pace.sources import load
 
 
 def started(output, **settings):
@@ -373,7 +376,7 @@ def test_what_moves_below_a_potential_to_go_on_from_is_told(tmp_path, trained):
     """Other E0 or another reference shift the energies of the file; what keeps them is named."""
     given = {"TRAINING_START": trained / "potential.yaml", "TRAINING_MAX_EPOCHS": 0, "TRAINING_OPTIMIZER": None}
     e0 = Potential.load(trained / "potential.json").metadata["e0"]["energies"]
-    kept = ",".join(f"{symbol}:{energy:.10g}" for symbol, energy in e0.items())
+    kept = ",".join(f"{symbol}:{energy:.13g}" for symbol, energy in e0.items())
     for settings, told in (
         ({}, []),
         ({"DATA_E0": kept}, []),
@@ -384,6 +387,32 @@ def test_what_moves_below_a_potential_to_go_on_from_is_told(tmp_path, trained):
         said = [event["message"] for event in events if "is not that of the potential to go on from" in event["message"]]
         assert [message.partition(" is not that")[0] for message in said] == told
         assert all(f"MLIP_PACE_DATA_E0={kept} keeps it" in message for message in said if message.startswith("E0"))
+        assert all("MLIP_PACE_REFERENCE_INNER=" in message for message in said if message.startswith("the reference"))
+
+
+def test_what_is_named_keeps_what_is_below_a_potential(tmp_path, trained):
+    """Energies of all electrons, too, which have many digits; a file that the sidecar does not name is another one."""
+    about = json.loads((trained / "potential.json").read_text())
+    about["metadata"]["e0"]["energies"] = exact = {"Al": -6601.123456789, "Mg": -762098.123456789}
+    for name in about["metadata"]["files"]:
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    (tmp_path / "potential.json").write_text(json.dumps(about))
+    (tmp_path / "other.yaml").write_bytes((trained / "potential.yaml").read_bytes())
+    before = Potential.load(tmp_path / "potential.json").reference
+
+    def moved(e0, start="potential.yaml"):
+        groups = {
+            "data": {"path": str(DATA)},
+            "output": {"path": tmp_path / "out"},
+            "training": {"start": str(tmp_path / start)},
+        }
+        return inputs_of(load(**groups)).moved(e0, before)
+
+    assert moved(exact) == []
+    (said,) = moved({"Al": -6601.0, "Mg": -762098.0})
+    kept = re.search("MLIP_PACE_DATA_E0=(.*) keeps it", said)[1]
+    assert moved(load(data={"path": str(DATA), "e0": kept}, output={"path": tmp_path / "out"}).data.e0) == []
+    assert moved({"Al": -6601.0, "Mg": -762098.0}, "other.yaml") == []
 
 
 def test_every_structure_that_is_left_out_is_named_where_data_are_refused(tmp_path):

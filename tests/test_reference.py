@@ -302,3 +302,27 @@ def test_the_shortest_distance_of_each_pair_is_that_of_all_images(seed, count, e
             expected[pair] = min([*near, expected.get(pair, np.inf)])
     expected = {pair: distance for pair, distance in expected.items() if np.isfinite(distance)}
     assert reference.shortest_distances(several, cutoff) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "settings"),
+    [
+        (Reference("zbl", 1.0, 2.0), Reference("zbl", 1.0, 2.0), {}),
+        (Reference("zbl", 1.0, 2.0), Reference("zbl", 1.0, 2.1), {"outer": "2.1"}),
+        (Reference("zbl", 1.0, 2.0), Reference(), {"kind": "none"}),
+        (Reference(), Reference("zbl", 1.0, 2.0), {"kind": "zbl", "inner": "1.0", "outer": "2.0"}),
+        (
+            Reference("lj", 1.0, 2.0, {"Al-Al": 0.1}, {"Al-Al": 2.5}),
+            Reference("lj", 1.0, 2.0, {"Al-Al": 0.1, "Al-Mg": 0.2}, {"Al-Al": 2.5, "Al-Mg": 2.6}),
+            {},
+        ),
+        (
+            Reference("lj", 1.0, 2.0, {"Al-Al": 0.1}, {"Al-Al": 2.5}),
+            Reference("lj", 1.0, 2.0, {"Al-Al": 0.1, "Al-Mg": 0.2}, {"Al-Al": 2.4, "Al-Mg": 2.6}),
+            {"sigma": "Al-Al:2.4"},
+        ),
+    ],
+)
+def test_what_makes_another_reference_of_one_is_told(here, there, settings):
+    """Pairs of elements that the data do not have make no difference."""
+    assert here.differing(there) == settings

@@ -16,6 +16,7 @@ from mlip_pace.collect.files import InputFile, in_one_line, opened, packed
 from mlip_pace.settings import ELEMENTS
 
 BYTES_IN_PIECE = 2**20  # some hundred structures: seconds of work for a worker
+SHORT = 24  # bytes: longer than a line with a number of atoms
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,16 @@ def pieces_of(file: InputFile) -> list[Piece]:
                 pieces[-1] = replace(pieces[-1], end=here)
                 pieces.append(Piece(file, here, None, frames, lines))
             body = [first, *islice(content, int(first) + 1)]
-            if any(b"=" in row or len(row.split(None, 1)) < 2 for row in body[2:]):
-                break  # another frame begins in it, so that frames and lines cannot be counted like this
+            if _another_within(body[2:]):
+                break  # frames and lines cannot be counted like this
             here, frames, lines = here + sum(map(len, body)), frames + 1, lines + len(body)
     return pieces
+
+
+def _another_within(atoms: list[bytes]) -> bool:
+    """Whether another frame begins among the lines of atoms. There may be 10^8 of them, of which few are short."""
+    short = min(map(len, atoms), default=SHORT) < SHORT
+    return b"=" in b"".join(atoms) or (short and any(len(row.split(None, 1)) < 2 for row in atoms))
 
 
 def read(piece: Piece) -> Iterator[Atoms | str]:

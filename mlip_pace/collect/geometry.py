@@ -1,16 +1,20 @@
-"""A structure whatever its labels: its composition, a key of its geometry, and signs of wrong units and boundaries."""
+"""A structure whatever its labels: its composition, a key of its geometry, and signs of wrong units and boundaries.
+
+Lengths in Å.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
+from mlip_pace.arrays import Array
 from mlip_pace.collect.cells import is_bulk
-from mlip_pace.collect.neighbours import neighbours
+from mlip_pace.collect.neighbours import NEAR, neighbours
 
 UNBOUND = [atomic_numbers[symbol] for symbol in ("He", "Ne", "Ar", "Kr", "Xe", "Rn")]
 FARTHEST = 10.0  # Å between neighbours that are looked at: Rb, in bohr, has 9.2
@@ -22,6 +26,13 @@ SPACIOUS = 60.0  # Å^3 an atom: no liquid or solid has more
 def composition(atoms: Atoms) -> str:
     """The reduced formula, the same for every order of the atoms: `Al3Mg`."""
     return str(atoms.symbols.formula.reduce()[0].format("hill"))
+
+
+def shares(structures: Iterable[Atoms], elements: Sequence[str]) -> Array:
+    """The share of the atoms of each structure that each element has: (structures, elements)."""
+    numbers = [atomic_numbers[symbol] for symbol in elements]
+    rows = [np.bincount(atoms.numbers, minlength=len(covalent_radii))[numbers] / len(atoms) for atoms in structures]
+    return np.array(rows).reshape(-1, len(numbers))
 
 
 def geometry_key(atoms: Atoms) -> bytes:
@@ -45,10 +56,15 @@ def too_long(structures: Sequence[Atoms]) -> list[str]:
 
 def _shortest(atoms: Atoms) -> float:
     """The shortest distance relative to the sum of covalent radii, of atoms that form bonds; infinite if there is none."""
-    i, j, distance = neighbours("ijd", atoms, FARTHEST)
-    bound = ~np.isin(atoms.numbers, UNBOUND)
-    relative = distance / (covalent_radii[atoms.numbers[i]] + covalent_radii[atoms.numbers[j]])
-    return float(relative[bound[i] & bound[j]].min(initial=np.inf))
+    radii, bound = covalent_radii[atoms.numbers], ~np.isin(atoms.numbers, UNBOUND)
+    shortest, largest = np.inf, 2 * float(radii.max())
+    for reach in (NEAR, FARTHEST):  # of a hundred times as many pairs, within FARTHEST, few structures need any
+        i, j, distance = neighbours("ijd", atoms, min(reach, shortest * largest))
+        bonds = bound[i] & bound[j]
+        shortest = float((distance / (radii[i] + radii[j]))[bonds].min(initial=shortest))
+        if shortest * largest <= reach:
+            break
+    return shortest
 
 
 def seems_periodic(atoms: Atoms) -> bool:

@@ -33,6 +33,7 @@ from mlip_pace.arrays import VOIGT, Array
 from mlip_pace.collect.audit import Audit, checked, fully_periodic, sound_geometry
 from mlip_pace.collect.dataset import ATOMS, CONFIG_TYPE, ENERGY, FORCES, STRESS, structures_of
 from mlip_pace.collect.files import InputFile, Unconverged, find_files
+from mlip_pace.collect.geometry import shares
 from mlip_pace.collect.labels import Broken, labels
 from mlip_pace.collect.output import refuse_place
 from mlip_pace.errors import DataError
@@ -220,12 +221,12 @@ def _beside_labels(
 def _but_for_e0(table: pd.DataFrame) -> float | None:
     """The mean absolute error of energies (eV/atom) but for a constant of each element, where these are most of the error."""
     counts = table[ATOMS].map(len).to_numpy()
-    numbers = sorted({number for atoms in table[ATOMS] for number in atoms.numbers})
-    if len(table) < FEW * len(numbers):
+    elements = sorted({symbol for atoms in table[ATOMS] for symbol in set(atoms.symbols)})
+    if len(table) < FEW * len(elements):
         return None
-    shares = np.array([[np.mean(atoms.numbers == number) for number in numbers] for atoms in table[ATOMS]])
+    of_elements = shares(table[ATOMS], elements)
     errors = (table.energy_pred - table[ENERGY]).to_numpy(dtype=float) / counts
-    rest = errors - shares @ np.linalg.lstsq(shares, errors, rcond=None)[0]
+    rest = errors - of_elements @ np.linalg.lstsq(of_elements, errors, rcond=None)[0]
     return float(np.abs(rest).mean()) if np.abs(rest).mean() < SHIFTED * np.abs(errors).mean() else None
 
 

@@ -85,7 +85,8 @@ def search(
 ) -> Searched:  # fmt: skip
     """The stage: look at the stresses, find what the settings leave open, and `tell` what is tried.
 
-    What has been tried is in `tried.json`, and is not tried again.
+    What has been tried is in `tried.json`, and is not tried again. Raises `DataError` if energies and forces do not belong
+    together, `SettingsError` for weights of config_types that are not there.
     """
     cutoff, functions = settings.first
     train, seed = target[target[SPLIT] == TRAIN], training.seed

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from ase import Atoms
 from scipy.optimize import linprog
 
 from mlip_pace.arrays import Array
@@ -26,6 +27,7 @@ from mlip_pace.collect.dataset import (
     SPLIT,
     WEIGHT,
 )
+from mlip_pace.collect.geometry import shares
 from mlip_pace.collect.split import TRAIN
 from mlip_pace.errors import DataError, SettingsError
 from mlip_pace.settings import TrainingSettings
@@ -107,11 +109,9 @@ def warnings(weights: LossWeights) -> list[str]:
     ]
 
 
-def _convex_hull(structures: Sequence[object], energy: Array) -> Array:
+def _convex_hull(structures: Sequence[Atoms], energy: Array) -> Array:
     """Lowest energy per atom of a mixture of the structures with the composition of each: a small linear programme."""
-    symbols = [list(atoms.symbols) for atoms in structures]  # type: ignore[attr-defined]
-    elements = sorted({symbol for one in symbols for symbol in one})
-    content = np.array([[one.count(element) / len(one) for element in elements] for one in symbols])
+    content = shares(structures, sorted({symbol for atoms in structures for symbol in set(atoms.symbols)}))
     kinds, which = np.unique(content.round(9), axis=0, return_inverse=True)
     lowest = np.array([energy[which == kind].min() for kind in range(len(kinds))])
     hull = [linprog(lowest, A_eq=kinds.T, b_eq=kind, bounds=(0, None)).fun for kind in kinds]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase.units import Bohr, GPa, Hartree, bar
 from collect.damage import atoms_of, damaged, only_frames_of, raw
-from hypothesis import given
+from hypothesis import given, settings
 
 from mlip_pace.collect.cp2k import read_output
 from mlip_pace.collect.files import Unconverged
@@ -187,6 +187,7 @@ TEXTS = [raw(name) for name in (WATER, OUTER, MD, CELL)]
 ORIGINALS = [frame for text in TEXTS for frame in read_output(text)]
 
 
+@settings(deadline=None)
 @given(damaged(TEXTS, longest=400))
 def test_damage_gives_frames_of_the_file_or_reasons(text):
     only_frames_of(ORIGINALS, list(read_output(text)))

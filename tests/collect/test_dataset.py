@@ -147,6 +147,31 @@ def test_other_structures_with_the_same_labels_are_no_copies():
     assert len(atoms_to_dataframe(structures, test_fraction=0.0)) == 8
 
 
+def test_structures_that_are_alike_in_all_but_one_thing_are_no_copies():
+    """Energy, volume, elements, and, where no atom is pushed, all that tells how atoms lie."""
+    rng = np.random.default_rng(1)
+    molecule = Atoms("AlCuAl", [[0, 0, 0], [2.6, 0, 0], [2.6, 2.7, 0]], cell=[12] * 3, pbc=True)
+    forces = rng.normal(size=(3, 3))
+    forces -= forces.mean(axis=0)
+    turned = molecule.copy()
+    turned.positions = turned.positions[:, [1, 2, 0]]
+    other_box, other_elements = turned.copy(), turned.copy()
+    other_box.set_cell([13] * 3)
+    other_elements.symbols = "MgCuMg"
+
+    def left(copy, energy, pushed):
+        given = [labelled(molecule, -9.0, forces), labelled(copy, energy, pushed), labelled(cell(1.0), -14.0)]
+        return len(atoms_to_dataframe(given, test_fraction=0.0))
+
+    assert left(turned, -9.0, forces[:, [1, 2, 0]]) == 2
+    assert left(turned, -9.1, forces[:, [1, 2, 0]]) == 3
+    assert left(other_box, -9.0, forces) == 3
+    assert left(other_elements, -9.0, forces) == 3
+    layers = [bulk("Al", "fcc", 4.05), bulk("Al", "hcp", 4.05 / np.sqrt(2), c=4.05 / np.sqrt(2) * np.sqrt(8 / 3))]
+    both = [labelled(layers[0] * (2, 1, 1), -7.0), labelled(layers[1], -7.0), labelled(cell(1.0), -14.0)]
+    assert len(atoms_to_dataframe(both, test_fraction=0.0)) == 3
+
+
 def test_isolated_atoms_become_e0_and_lonely_ones_are_named():
     atom = labelled(Atoms("Al", cell=[20] * 3, pbc=True), -0.3)
     lonely = Atoms("Al3", [(0, 0, 0), (2.8, 0, 0), (12, 12, 12)], cell=[25] * 3, pbc=True)
@@ -257,10 +282,13 @@ def test_the_split_keeps_groups_together_whatever_their_order(groups, fraction, 
 
 def test_structures_that_are_tested_are_not_trained_on():
     train = [(f"a#{n}", f"a#{n}", a) for n, a in enumerate(good(10))]
-    test = [(f"b#{n}", f"b#{n}", a) for n, a in enumerate([good(1)[0], labelled(cell(1.3), -12.0)])]
+    test = [(f"b#{n}", f"b#{n}", a) for n, a in enumerate([good(1)[0], *2 * [labelled(cell(1.3), -12.0)]])]
     frame, summary = dataset.assemble([train], [test], dataset.Rules(DataSettings.model_construct()))
     assert (frame.split == "test").sum() == 1
-    assert summary.left_out == [{"source": "test:b#0", "reason": "the same structure as a#0 of the training data"}]
+    assert summary.left_out == [
+        {"source": "test:b#0", "reason": "the same structure as a#0 of the training data"},
+        {"source": "test:b#2", "reason": "the same structure as test:b#1"},
+    ]
 
 
 def test_a_run_whose_labels_do_not_go_together_is_named(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from ase.units import Bohr, Ry
 from collect.damage import atoms_of, damaged, identity, only_frames_of, raw
 from conftest import RAW
-from hypothesis import given
+from hypothesis import given, settings
 
 from mlip_pace.collect.espresso import read_output
 from mlip_pace.collect.extxyz import Piece
@@ -229,6 +229,15 @@ def test_the_last_step_of_a_relaxation_is_the_one_that_is_counted():
         assert isinstance(frames[-1], str) != sound
 
 
+@pytest.mark.parametrize("constrained", [False, True])
+def test_the_total_force_is_less_where_distances_are_held(constrained):
+    text = re.sub(r"(?<=Total force = )( +\d+\.\d+)", lambda match: f"{0.9 * float(match[1]):12.6f}", raw("al.relax.pwo"))
+    if constrained:
+        text = text.replace("     bravais-lattice index", "     1 constrained distance\n     bravais-lattice index", 1)
+    found = [frame for frame in read_output(text) if not isinstance(frame, str)]
+    assert bool(found) == constrained
+
+
 @pytest.mark.parametrize("component", ["whole", "fixed"])
 def test_forces_are_those_that_the_total_force_is_of(component):
     """All of them, or of the components that are free: a digit that is lost shows."""
@@ -301,6 +310,7 @@ TEXTS = [raw(name) for name in RUNS]
 ORIGINALS = [frame for text in TEXTS for frame in read_output(text)]
 
 
+@settings(deadline=None)
 @given(damaged(TEXTS, longest=400))
 def test_damage_gives_frames_of_the_file_or_reasons(text):
     only_frames_of(ORIGINALS, list(read_output(text)))

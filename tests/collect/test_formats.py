@@ -446,6 +446,29 @@ def test_deepmd_of_one_frame_without_an_axis_for_it(tmp_path):
     same(back, strained())
 
 
+@pytest.mark.parametrize("comment", ["Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.0", "no labels"])
+def test_pieces_know_how_many_frames_come_before_them_also_behind_a_cut_one(tmp_path, monkeypatch, comment):
+    """Of six atoms one is there, and the frame behind it ends where they would."""
+    monkeypatch.setattr(extxyz, "BYTES_IN_PIECE", 1)
+    row = "Al 0.30000000 0.3 0.3 0.3 0.3 0.3\n"
+    sound = "3\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-1.0\n" + 3 * row
+    cut = sound.replace("3", "6", 1)[: -2 * len(row)] + f"3\n{comment}\n" + 3 * row
+    (tmp_path / "a.xyz").write_text(2 * sound + cut + 3 * sound)
+    (file,) = find_files(str(tmp_path / "a.xyz"))
+    pieces = extxyz.pieces_of(file)
+    assert len(pieces) > 1
+    counts = [len(list(extxyz.read(piece))) for piece in pieces]
+    assert [piece.frames for piece in pieces] == [sum(counts[:n]) for n in range(len(pieces))]
+    assert sum(counts) == len(list(extxyz.read(Piece(file))))
+
+
+def test_a_comment_that_is_a_number_begins_no_frame(tmp_path):
+    (tmp_path / "a.xyz").write_text(
+        "1\n12\nAl 0.0 0.0 0.0\n2\nProperties=species:S:1:pos:R:3 energy=-1.0\n" + "Al 0.3 0.3 0.3\n" * 2
+    )
+    assert [len(frame) for frame in read(tmp_path / "a.xyz") if isinstance(frame, Atoms)] == [1, 2]
+
+
 def test_a_frame_that_ends_with_an_empty_line_costs_that_frame_only(tmp_path):
     frame = "4\nProperties=species:S:1:pos:R:3:forces:R:3 energy=-1.0\n" + "Al 0.30000 0.3 0.3 0.3 0.3 0.3\n" * 4
     (tmp_path / "a.xyz").write_text(frame + "\n".join(frame.split("\n")[:-2]) + "\n\n" + frame)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, graphene, make_supercell, molecule
+from ase.data import covalent_radii
 from ase.units import Bohr
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_pace.collect.audit import far_apart
-from mlip_pace.collect.geometry import composition, seems_periodic, too_long
+from mlip_pace.collect.geometry import composition, seems_periodic, shares, too_long
 
 CRYSTALS = [
     bulk("Si"), bulk("W"), bulk("Na"), bulk("Rb", "bcc", 5.59), bulk("Be"), bulk("Zn"), bulk("Ba"),
@@ -41,6 +42,26 @@ def test_lengths_in_bohr_are_told_of_whatever_has_bonds(atoms):
 def test_what_forms_no_bonds_is_no_sign_of_a_unit():
     assert too_long([bulk("Ar", "fcc", 5.26), Atoms("He2", [[0, 0, 0], [0, 0, 3.0]])]) == []
     assert too_long([Atoms("H")]) == []
+    argon = bulk("Ar", "fcc", 5.26, cubic=True) * (2, 2, 2)
+    argon.symbols[0] = "Na"  # 1.37 radii from its neighbours, which are none that it binds
+    assert too_long([argon]) == []
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / Bohr])
+def test_the_shortest_of_bonds_is_the_one_that_counts_however_long_it_is(scale):
+    """A molecule of hydrogen, 1.19 radii, between atoms of caesium, which are 1.0 radii apart."""
+    atoms = bulk("Cs", "sc", 4.9, cubic=True)
+    atoms += Atoms("H2", [[2.45, 2.45, 2.08], [2.45, 2.45, 2.82]])
+    atoms.set_cell(atoms.cell * scale, scale_atoms=True)
+    assert bool(too_long([atoms])) == (scale > 1)
+    if said := too_long([atoms]):
+        assert f"are {4.9 * scale / (2 * covalent_radii[55]):.2f} times" in said[0]
+
+
+def test_shares_of_elements():
+    found = shares([Atoms("Al3Mg"), Atoms("Mg"), Atoms("AlMgSi2")], ["Mg", "Al"])
+    np.testing.assert_array_equal(found, [[0.25, 0.75], [1, 0], [0.25, 0.25]])
+    assert shares([], ["Mg", "Al"]).shape == (0, 2)
 
 
 def test_few_long_dimers_among_others_are_no_sign_of_a_unit():
@@ -62,6 +83,11 @@ def test_a_crystal_without_its_boundaries_is_told(atoms, pbc):
 def test_molecules_in_boxes_have_no_boundaries_to_miss(name, size):
     assert not seems_periodic(molecule(name))
     assert not seems_periodic(boxed(molecule(name), size))
+
+
+def test_a_molecule_in_a_box_that_just_holds_it_is_not_periodic():
+    """It would overlap with its images, in a cell that is full."""
+    assert not seems_periodic(boxed(molecule("C6H6"), 5.0))
 
 
 def test_slabs_and_sheets_with_a_vacuum_have_no_boundary_to_miss():

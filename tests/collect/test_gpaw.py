@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from collect.damage import atoms_of, damaged, identity, only_frames_of, raw
-from hypothesis import given
+from hypothesis import given, settings
 
 from mlip_pace.collect.files import Unconverged
 from mlip_pace.collect.gpaw import read_output
@@ -144,6 +144,7 @@ TEXTS = [raw(name) for name in NAMES]
 ORIGINALS = [frame for text in TEXTS for frame in read_output(text)]
 
 
+@settings(deadline=None)
 @given(damaged(TEXTS))
 def test_damage_gives_frames_of_the_file_or_reasons(text):
     only_frames_of(ORIGINALS, [atoms_of(frame) if isinstance(frame, Unconverged) else frame for frame in read_output(text)])

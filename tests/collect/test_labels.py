@@ -458,6 +458,10 @@ FIELDS = {
     "vasprun.xml, none": (vasprun.read, XML.encode(), b"  <i name", b'  <i name="EFIELD">   0.00000000</i>\n', False),
     "vasprun.xml": (vasprun.read, XML.encode(), b'  <i name="PSTRESS', b'  <i name="EFIELD">   0.05000000</i>\n', True),
     "OUTCAR": (outcar.read, OUTCAR.encode(), b"   ISIF", b"   EFIELD_PEAD=    0.0000    0.0000    0.0200\n", True),
+    "FHI-aims, switched off": (
+        aims.read, AIMS.encode(), b"  Input geo",
+        b"  Homogeneous external field: Initial settings   0.0E+00  0.1E-02\n  External electric field switched off\n", False,
+    ),
     "FHI-aims": (
         aims.read, AIMS.encode(), b"  Input geo", b"  Homogeneous external field: Initial settings   0.0E+00  0.1E-02\n", True
     ),

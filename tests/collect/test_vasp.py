@@ -317,6 +317,19 @@ def test_steps_of_another_run_without_its_beginning_are_named(name):
         assert strays.startswith("1 step comes without the beginning of a run")
 
 
+def test_steps_before_the_first_document_have_lost_their_atoms():
+    one, other = vasprun(frames(3)), frames(2)
+    reason, *sound = vasprun_reader.read((one[one.rindex(" <calculation>") :] + as_oxygen(vasprun(other))).encode())
+    assert isinstance(reason, str)
+    assert [str(frame.symbols) for frame in sound] == ["O2"] * 2
+
+
+def test_the_electrons_of_a_step_are_those_of_its_last_iteration():
+    """In the first ones they can be those of free atoms."""
+    text = outcar(RUN).replace("number of electron       8.0000012", "number of electron       9.5000000", 1)
+    assert all(same(a, b) for a, b in zip(outcar_reader.read(text.encode()), RUN, strict=True))
+
+
 @pytest.mark.parametrize(
     ("mass", "valence", "sound"), [(28.09, 4.0, True), (30.0, 4.0, True), (28.09, 4.5, True), (16.0, 6.0, False)]
 )

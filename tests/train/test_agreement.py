@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import EXAMPLES, ROOT
 
@@ -49,7 +50,7 @@ def scaled(frames, label, factor):
         (-1, ["of the other sign?"]),
         (160.22, ["in GPa and taken for eV/Å^3?"]),
         (-1602.2, ["of the other sign and in kbar and taken for eV/Å^3?"]),
-        (1 / 160.22, ["in eV/Å^3 and taken for GPa?"]),
+        (1 / 160.22, ["in eV/Å^3 and taken for GPa or in Hartree/bohr^3 and taken for eV/Å^3?"]),
         (1e-3, ["in kbar and taken for bar?"]),
         (10, ["in kbar and taken for GPa?"]),
         (1 / 91.82, ["in Rydberg/bohr^3 and taken for eV/Å^3?"]),
@@ -80,17 +81,71 @@ def test_forces_in_another_unit_or_gradients_in_their_place_are_refused(frames, 
 def test_gradients_in_the_place_of_forces_are_refused_of_dft_as_well():
     silicon = frames_of(SILICON)
     assert doubt(silicon) == ""
-    with pytest.raises(DataError, match="forces are .* times what a fit to the energies alone foretells") as refused:
+    with pytest.raises(DataError, match=r"forces are .* times what a fit to the energies alone predicts") as refused:
         doubt(scaled(silicon, dataset.FORCES, -1))
     assert float(re.search(r"are (\S+) times", refused.value.message)[1]) == pytest.approx(-1, rel=0.2)
 
 
 def test_of_few_structures_or_labels_without_any_relation_nothing_is_said(frames):
     assert doubt(scaled(frames.iloc[: agreement.FEWEST - 1], dataset.STRESS, -1)) == ""
+    thirty = frames[[bool(forces.any()) for forces in frames[dataset.FORCES]]].iloc[: agreement.LOOKED_AT]
+    wrong = [-stress if n < agreement.FEWEST - 1 else None for n, stress in enumerate(thirty[dataset.STRESS])]
+    assert doubt(thirty.assign(**{dataset.STRESS: wrong})) == ""
     rng = np.random.default_rng(1)
     noise = frames.assign(**{dataset.FORCES: [rng.normal(size=forces.shape) for forces in frames[dataset.FORCES]]})
     assert doubt(noise.drop(columns=dataset.STRESS)) == ""
     assert doubt(scaled(frames, dataset.FORCES, 0.0).drop(columns=dataset.STRESS)) == ""
+
+
+@pytest.mark.parametrize(
+    ("label", "weight"),
+    [(dataset.FORCES, "energy_weight"), (dataset.FORCES, "forces_weight"), (dataset.STRESS, "stress_weight")],
+)
+def test_labels_that_the_data_give_no_weight_contradict_nothing(frames, label, weight):
+    """Half of the structures are as they are, of the others the labels are of the other sign, but do not count."""
+    wrong = frames.assign(**{dataset.SOURCE: "wrong " + frames[dataset.SOURCE]})
+    all_count = dict.fromkeys(dataset.LABEL_WEIGHTS, 1.0)
+    parts = [frames.assign(**all_count), scaled(wrong, label, -1).assign(**{**all_count, weight: 0.0})]
+    both = pd.concat(parts, ignore_index=True)
+    assert doubt(both) == ""
+    alone = scaled(frames, label, -1)
+    if label == dataset.STRESS:
+        assert "of the other sign" in doubt(alone.assign(**{weight: 1.0}))
+    else:
+        with pytest.raises(DataError):
+            doubt(alone.assign(**{weight: 1.0}))
+
+
+def test_stresses_of_crystals_at_rest_do_not_hide_the_forces_of_others(frames):
+    rest = [n % 2 == 0 for n in range(len(frames))]
+    pairs = list(zip(rest, frames[dataset.FORCES], frames[dataset.STRESS], strict=True))
+    forces = [0 * one if at_rest else one / 51.42 for at_rest, one, _ in pairs]
+    stresses = [one if at_rest else None for at_rest, _, one in pairs]
+    with pytest.raises(DataError, match=r"forces are 0\.0[12]\d* times what a fit to the energies alone predicts"):
+        doubt(frames.assign(**{dataset.FORCES: forces, dataset.STRESS: stresses}))
+
+
+def test_what_the_fit_is_not_sure_of_is_not_compared(frames):
+    """Of too few of nine structures is the standard deviation of a prediction below half of it."""
+    assert doubt(frames.sample(9, random_state=9)) == ""
+
+
+def test_all_elements_together_have_so_many_coefficients(frames):
+    shortest, asked = dict.fromkeys(("Al-Al", "Al-Mg", "Mg-Mg"), 2.5), []
+
+    def build(functions):
+        asked.append(functions)
+        return built(["Al", "Mg"], shortest, 5.0, functions)
+
+    doubt(frames, build=build)
+    assert asked == [agreement.COEFFICIENTS // 2]
+
+
+def test_a_file_to_go_on_from_with_very_many_functions_says_nothing(frames):
+    """It has as many as it has, whatever is asked for: the least squares of a look would take longer than the job's."""
+    shortest = dict.fromkeys(("Al-Al", "Al-Mg", "Mg-Mg"), 2.5)
+    large = built(["Al", "Mg"], shortest, 5.0, agreement.MOST)
+    assert doubt(scaled(frames, dataset.STRESS, -1), build=lambda _: large) == ""
 
 
 def test_a_basis_that_cannot_be_so_small_says_nothing(frames):
