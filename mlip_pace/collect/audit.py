@@ -23,6 +23,7 @@ from mlip_pace.settings import ELEMENTS
 CLOSEST = 0.5  # Å
 # Beyond anything that a converged calculation of a usable structure gives.
 LARGEST_FORCE = 1000.0  # eV/Å
+LARGEST_STRESS = 50.0  # eV/Å^3, 8 TPa
 THOMAS_FERMI = 20.9  # eV; times Z^(7/3) no atom has less (E. H. Lieb, Rev. Mod. Phys. 53, 603 (1981)), but for relativity
 # Of forces that do not add up to 0. DFT's do, but for noise: 0.6 eV/Å in cells of 192 atoms, 0.03 of the root of their squares.
 UNBALANCED = 0.1  # of the root of the sum of the squares of all forces; it is 1 if they know nothing of one another
@@ -190,6 +191,8 @@ def _checked_stress(given: Any) -> tuple[Array | None, str]:
         return None, "it has values that are no finite numbers"
     if not stress.any():
         return None, "all of it is exactly 0, as where none was calculated"
+    if (largest := float(np.abs(stress).max())) > LARGEST_STRESS:
+        return None, f"it has {largest:.3g} eV/Å^3, above {LARGEST_STRESS:g}: it is in another unit"
     stress = tensor(stress)
     if np.abs(stress - stress.T).max() > ASYMMETRY * np.abs(stress).max() + 1e-5:
         return None, "it is not symmetric"

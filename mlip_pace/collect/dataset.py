@@ -273,7 +273,8 @@ def assemble(
     apart = found.rows.count - len(frame) - len(isolated)
     leave_out_isolated(isolated, audit)
     if frame.empty:
-        raise DataError("no structure is left to train on" + audit.reasons(), "see the reasons above", audit.left_out)
+        hint = far_apart(apart, audit.read, rules.cutoff, data.max_rejected) or ["see the reasons above"]
+        raise DataError("no structure is left to train on" + audit.reasons(), hint[0], audit.left_out)
     frame = frame.fillna({column: 1.0 for column in LABEL_WEIGHTS if column in frame})
     if frame[STRESS].isna().all():
         frame = frame.drop(columns=STRESS)

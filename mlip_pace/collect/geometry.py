@@ -44,13 +44,12 @@ def geometry_key(atoms: Atoms) -> bytes:
 
 def too_long(structures: Sequence[Atoms]) -> list[str]:
     """What a user should know of structures whose shortest distances are longer than bonds, as those of a wrong unit are."""
-    some = structures[:: 1 + len(structures) // LOOKED_AT]
-    shortest = [relative for atoms in some if (relative := _shortest(atoms)) < np.inf]
-    if not shortest or (typical := float(np.median(shortest))) < BOND:
+    shortest = min((_shortest(atoms) for atoms in structures[:: 1 + len(structures) // LOOKED_AT]), default=np.inf)
+    if shortest < BOND or shortest == np.inf:
         return []
     return [
-        f"the shortest distances of the structures are {typical:.2f} times the sum of two covalent radii (median), where bonds "
-        "are 0.8 to 1.2: are positions and cells in bohr? They are taken as Å"
+        f"no two atoms of the structures are closer than {shortest:.2f} times the sum of their covalent radii, where bonds are 0.8 "
+        "to 1.2: are positions and cells in bohr? They are taken as Å"
     ]
 
 

@@ -45,6 +45,7 @@ from mlip_pace.settings import DataSettings
 
 CHUNK = 16  # structures that a worker takes at a time
 FEW, SHIFTED = 5, 0.1  # structures for each element, part of the error that is left: a shift of scale is told
+LARGE = 0.05  # eV/atom; less may be a bias of the potential
 NO_LABELS = "no energy and forces"  # of a structure that has neither
 
 
@@ -227,7 +228,8 @@ def _but_for_e0(table: pd.DataFrame) -> float | None:
     of_elements = shares(table[ATOMS], elements)
     errors = (table.energy_pred - table[ENERGY]).to_numpy(dtype=float) / counts
     rest = errors - of_elements @ np.linalg.lstsq(of_elements, errors, rcond=None)[0]
-    return float(np.abs(rest).mean()) if np.abs(rest).mean() < SHIFTED * np.abs(errors).mean() else None
+    before, after = float(np.abs(errors).mean()), float(np.abs(rest).mean())
+    return after if before > LARGE and after < SHIFTED * before else None
 
 
 def of_structures(potential: Potential, structures: Sequence[Atoms], workers: int) -> list[Prediction]:

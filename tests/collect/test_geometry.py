@@ -55,7 +55,7 @@ def test_the_shortest_of_bonds_is_the_one_that_counts_however_long_it_is(scale):
     atoms.set_cell(atoms.cell * scale, scale_atoms=True)
     assert bool(too_long([atoms])) == (scale > 1)
     if said := too_long([atoms]):
-        assert f"are {4.9 * scale / (2 * covalent_radii[55]):.2f} times" in said[0]
+        assert f"than {4.9 * scale / (2 * covalent_radii[55]):.2f} times" in said[0]
 
 
 def test_shares_of_elements():
@@ -67,6 +67,10 @@ def test_shares_of_elements():
 def test_few_long_dimers_among_others_are_no_sign_of_a_unit():
     dimers = [Atoms("Si2", [[0, 0, 0], [0, 0, length]]) for length in np.arange(3.5, 5.0, 0.5)]
     assert too_long([*dimers, *4 * [bulk("Si")]]) == []
+
+
+def test_a_curve_of_dissociation_is_no_sign_of_a_unit():
+    assert too_long([Atoms("H2", [[0, 0, 0], [0, 0, length]]) for length in np.linspace(0.74, 5.0, 40)]) == []
 
 
 @pytest.mark.parametrize("atoms", [*CRYSTALS[:1], *CRYSTALS[7:]], ids=lambda atoms: str(atoms.symbols))

@@ -231,6 +231,7 @@ def through_a_file(tmp_path, atoms):
     [
         (np.zeros(5), "it has 5 values"),
         (np.zeros(6), "exactly 0"),
+        (np.full(6, 29530.0), "another unit"),
         (np.zeros(9), "exactly 0"),
         (np.full(6, np.nan), "no finite numbers"),
         (np.arange(9.0), "not symmetric"),
