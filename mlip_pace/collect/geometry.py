@@ -48,8 +48,8 @@ def too_long(structures: Sequence[Atoms]) -> list[str]:
     if shortest < BOND or shortest == np.inf:
         return []
     return [
-        f"no two atoms of the structures are closer than {shortest:.2f} times the sum of their covalent radii, where bonds are 0.8 "
-        "to 1.2: are positions and cells in bohr? They are taken as Å"
+        f"no two atoms of the structures are closer than {shortest:.2f} times the sum of their covalent radii, where bonds are "
+        "0.8 to 1.2: are positions and cells in bohr? They are taken as Å"
     ]
 
 
