@@ -85,7 +85,8 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         subtracted = stage(stages.subtract, Subtracted, lambda folder: reference.subtract(
             folder, _frame(stages.collect, "frames"), settings.reference, inputs.cutoff, compute.workers))  # fmt: skip
         telling.say_subtracted(journal, subtracted)
-        telling.say_warnings(journal, inputs.moved(collected.e0, subtracted.reference))
+        moved = inputs.moved(collected.e0, subtracted.reference)
+        telling.say_warnings(journal, moved)
 
         shortest = core.shortest_of_every_pair(subtracted.shortest, collected.elements)
         share = replace(compute, deadline=begin + SEARCH_SHARE * (settings.run.time_limit or math.inf))
@@ -130,6 +131,7 @@ def run_job(settings: Settings, journal: Journal) -> Potential:
         journal.enter("publish")
         made = sidecar.Made(collected, subtracted, searched, built, selected, trained, scores)
         described = identity(stages.physics) | sidecar.metadata(made, settings, inputs.described(), done)
+        described["warnings"] = [*moved, *described["warnings"]]
         if known is not None:
             described |= {"physics": known.as_dict(), "warnings": described["warnings"] + known.warnings}
         result = potential.publish(

@@ -70,10 +70,13 @@ class Audit:
 
     def reasons(self) -> str:
         """The first reasons why structures were left out, a line each, with the first structure that it is about."""
-        sources: dict[str, list[str]] = {}
+        alike: dict[str, list[dict[str, str]]] = {}
         for item in self.left_out:
-            sources.setdefault(_LINE.sub("", item["reason"]), []).append(item["source"])
-        told = [f"\n  {of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {why}" for why, of in sources.items()]
+            alike.setdefault(_LINE.sub("", item["reason"]), []).append(item)
+        told = [
+            f"\n  {first['source']}{f' and {len(others)} more' if others else ''}: {first['reason']}"
+            for first, *others in alike.values()
+        ]
         more = f"\n  … and {len(told) - 10} other reasons; the last line has all (`left_out`)" if len(told) > 10 else ""
         return "".join(told[:10]) + more
 

@@ -184,7 +184,8 @@ def _refuse(labels: str, others: str, found: _Comparison, along: float) -> None:
         raise DataError(
             f"energies and forces do not belong together: {labels} are {found} what a fit to the {others} alone predicts "
             f"(median of {found.structures} structures)",
-            "forces are minus the gradient, in eV/Å, energies are in eV: look at what wrote the data",
+            "forces are minus the gradient, in eV/Å, energies are in eV: look at what wrote the data; labels of weight 0 "
+            "(`energy_weight`, `forces_weight` in the data) are not compared",
         )
 
 
