@@ -31,8 +31,7 @@ NOISE = 0.1  # eV/Å; less is not told
 REMOVED = 0.01, 0.001  # eV/Å; more is no noise where some forces are exactly 0, and where a constraint is known to make them so
 ASYMMETRY = 0.02  # of a stress, relative to its largest component; more is no rounding
 
-
-_LINE = re.compile(r"^line \d+: ")  # of a frame, which the same flaw has in each
+_LINE = re.compile(r"^line \d+: ")  # where a frame begins: the same flaw of other frames is the same reason
 
 
 @dataclass

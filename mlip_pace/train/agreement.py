@@ -95,12 +95,15 @@ class _Comparison:
 
     def contradicts(self, along: float) -> bool:
         """Whether labels have the direction of their predictions, but the other sign, or another size than fits scatter by."""
-        other = not 1 / FACTOR < self.ratio < FACTOR
-        return self.structures >= FEWEST and (self.agreement < -along or (self.agreement > along and other))
+        return self.structures >= FEWEST and (self.agreement < -along or (self.agreement > along and not self._as_large))
 
     def confirms(self, along: float) -> bool:
         """Whether labels are those predicted, in direction and size."""
-        return self.structures >= FEWEST and self.agreement > along and 1 / FACTOR < self.ratio < FACTOR
+        return self.structures >= FEWEST and self.agreement > along and self._as_large
+
+    @property
+    def _as_large(self) -> bool:
+        return 1 / FACTOR < self.ratio < FACTOR
 
     def __str__(self) -> str:
         return f"{np.sign(self.agreement) * self.ratio:.3g} times"
